@@ -1,0 +1,473 @@
+package format_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	kgzip "github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/peelfs/peel/content/format"
+	"github.com/peelfs/peel/content/index"
+)
+
+// memory is a flat blob in memory.
+type memory struct{ b []byte }
+
+func (m *memory) WriteAt(p []byte, off int64) (int, error) {
+	if need := off + int64(len(p)); need > int64(len(m.b)) {
+		m.b = append(m.b, make([]byte, need-int64(len(m.b)))...)
+	}
+	return copy(m.b[off:], p), nil
+}
+
+// text returns n bytes that compress about as well as programs do.
+func text(r *rand.Rand, n int) []byte {
+	words := strings.Fields("kernel page cache lazy mount layer span index window tar header inode block read write")
+	var b bytes.Buffer
+	for b.Len() < n {
+		if r.IntN(4) == 0 {
+			fmt.Fprintf(&b, "%x", r.Uint64())
+		}
+		b.WriteString(words[r.IntN(len(words))])
+	}
+	return b.Bytes()[:n]
+}
+
+// sample is a tar of a few megabytes with every type of entry.
+func sample(t testing.TB, seed uint64) ([]byte, map[string][]byte) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(seed, 1))
+	files := map[string][]byte{}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	write := func(h tar.Header, data []byte) {
+		h.Size = int64(len(data))
+		h.Format = tar.FormatPAX
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			files[h.Name] = data
+		}
+	}
+	write(tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o1777}, nil)
+	for i, n := range []int{0, 1, 511, 512, 513, 4095, 4096, 4097, 100_000, 3 << 20, 70_000, 1 << 20} {
+		write(tar.Header{
+			Typeflag: tar.TypeReg, Name: fmt.Sprintf("d/file%d", i), Mode: 0o4755, Uid: i, Gid: 70000,
+			ModTime: time.Unix(int64(i-5)*1e6, int64(i)*1001),
+		}, text(r, n))
+	}
+	write(tar.Header{Typeflag: tar.TypeReg, Name: "zeros", Mode: 0o600}, make([]byte, 300_000))
+	write(tar.Header{
+		Typeflag: tar.TypeReg, Name: "caps", Mode: 0o755,
+		PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02", "SCHILY.xattr.user.a": "b"},
+	}, []byte("x"))
+	write(tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "../d/file1"}, nil)
+	write(tar.Header{Typeflag: tar.TypeLink, Name: "hard", Linkname: "/d/file8"}, nil)
+	write(tar.Header{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3}, nil)
+	write(tar.Header{Typeflag: tar.TypeFifo, Name: "fifo"}, nil)
+	write(tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("long/", 40) + "name"}, text(r, 5000))
+	write(tar.Header{Typeflag: tar.TypeReg, Name: ".wh.gone"}, nil)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes(), files
+}
+
+// The ways to encode a tar that Build must take.
+var encodings = map[string]func(t testing.TB, tar []byte) []byte{
+	"tar": func(_ testing.TB, tar []byte) []byte { return tar },
+	"gzip": func(t testing.TB, tar []byte) []byte {
+		return compress(t, tar, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) })
+	},
+	"fast gzip": func(t testing.TB, tar []byte) []byte {
+		return compress(t, tar, func(w io.Writer) io.WriteCloser {
+			z, _ := kgzip.NewWriterLevel(w, 1)
+			return z
+		})
+	},
+	"stored gzip": func(t testing.TB, tar []byte) []byte {
+		return compress(t, tar, func(w io.Writer) io.WriteCloser {
+			z, _ := gzip.NewWriterLevel(w, gzip.NoCompression)
+			return z
+		})
+	},
+	"named gzip": func(t testing.TB, tar []byte) []byte {
+		return compress(t, tar, func(w io.Writer) io.WriteCloser {
+			z := gzip.NewWriter(w)
+			z.Name, z.Comment, z.Extra = "layer.tar", "a comment", []byte("extra")
+			return z
+		})
+	},
+	"members": func(t testing.TB, tar []byte) []byte {
+		var out []byte
+		for n := 1; len(tar) > 0; n = n*3 + 1000 {
+			n = min(n, len(tar))
+			out = append(out, compress(t, tar[:n], func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) })...)
+			tar = tar[n:]
+		}
+		return out
+	},
+}
+
+func compress(t testing.TB, p []byte, open func(io.Writer) io.WriteCloser) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := open(&b)
+	if _, err := w.Write(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func layerOf(tar, blob []byte) format.Layer {
+	return format.Layer{Blob: digest.FromBytes(blob), Size: int64(len(blob)), DiffID: digest.FromBytes(tar)}
+}
+
+// build builds an index and opens it.
+func build(t testing.TB, tar, blob []byte) (*index.File, *memory) {
+	t.Helper()
+	flat := new(memory)
+	raw, err := format.Build(context.Background(), layerOf(tar, blob), bytes.NewReader(blob), flat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := index.Open(bytes.NewReader(raw), int64(len(raw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, flat
+}
+
+// decodeAll decodes every span of the blob by itself.
+func decodeAll(t testing.TB, f *index.File, blob []byte) []byte {
+	t.Helper()
+	spans, err := f.Spans()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []byte
+	for i := range spans {
+		s := &spans[i]
+		window, err := f.Window(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := format.Decode(f.Format, s, blob[s.BlobOff:s.BlobOff+s.BlobLen], window, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, got...)
+	}
+	return out
+}
+
+func TestBuild(t *testing.T) {
+	tarball, files := sample(t, 1)
+	for name, encode := range encodings {
+		t.Run(name, func(t *testing.T) {
+			blob := encode(t, tarball)
+			f, flat := build(t, tarball, blob)
+			if got := decodeAll(t, f, blob); !bytes.Equal(got, tarball) {
+				t.Error("the spans together are not the tar")
+			}
+			checkFiles(t, f, flat, tarball, files)
+			checkFraming(t, f, tarball)
+		})
+	}
+}
+
+// checkFiles compares the entries, and the flat blob, with the files.
+func checkFiles(t *testing.T, f *index.File, flat *memory, tarball []byte, files map[string][]byte) {
+	t.Helper()
+	entries, err := f.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	digests, err := f.Digests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	flat.b = append(flat.b, make([]byte, f.FlatSize-int64(len(flat.b)))...)
+	tr := tar.NewReader(bytes.NewReader(tarball))
+	for _, e := range entries {
+		h, err := tr.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Mode != uint32(h.Mode) || int(e.UID) != h.Uid || e.Sec != h.ModTime.Unix() || int(e.Nsec) != h.ModTime.Nanosecond() {
+			t.Errorf("%s: entry %+v, header %+v", e.Name, e, h)
+		}
+		if e.Type != index.Regular {
+			continue
+		}
+		want, ok := files[e.Name]
+		if !ok || int64(len(want)) != e.Size {
+			t.Fatalf("%s: %d bytes, should be %d", e.Name, e.Size, len(want))
+		}
+		if !bytes.Equal(flat.b[e.Off:e.Off+e.Size], want) {
+			t.Errorf("%s: flat blob has other bytes", e.Name)
+		}
+		if e.Size > 0 {
+			if digests[0] != sha256.Sum256(want) {
+				t.Errorf("%s: wrong digest", e.Name)
+			}
+			digests = digests[1:]
+		}
+	}
+	if _, err := tr.Next(); err != io.EOF || len(digests) > 0 {
+		t.Errorf("after the last entry: %v, %d digests left", err, len(digests))
+	}
+}
+
+// checkFraming writes the tar again from its framing and its files' data.
+func checkFraming(t *testing.T, f *index.File, tarball []byte) {
+	t.Helper()
+	r, err := f.Framing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	entries, err := f.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	for i := range entries {
+		for x := range entries[i].Extents() {
+			if _, err := io.CopyN(&out, r, x.TarOff-int64(out.Len())); err != nil {
+				t.Fatal(err)
+			}
+			out.Write(tarball[x.TarOff : x.TarOff+x.Len])
+		}
+	}
+	if _, err := io.Copy(&out, r); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(out.Bytes(), tarball) {
+		t.Error("framing and data together are not the tar")
+	}
+}
+
+// GNU tar's own sparse files, in each of its formats.
+func TestSparse(t *testing.T) {
+	dir := t.TempDir()
+	want := make([]byte, 5<<20)
+	for i := range 30 { // more extents than an old header holds
+		copy(want[i*150_000/4096*4096:], text(rand.New(rand.NewPCG(uint64(i), 2)), 5000))
+	}
+	path := filepath.Join(dir, "sparse")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for off := 0; off < len(want); off += 4096 {
+		if b := want[off : off+4096]; !bytes.Equal(b, make([]byte, 4096)) {
+			if _, err := f.WriteAt(b, int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := f.Truncate(int64(len(want))); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range [][]string{{"--format=gnu"}, {"--sparse-version=0.0"}, {"--sparse-version=0.1"}, {"--sparse-version=1.0"}} {
+		t.Run(format[0], func(t *testing.T) {
+			args := append([]string{"-C", dir, "-S", "-c"}, format...)
+			if !strings.HasPrefix(format[0], "--format") {
+				args = append(args, "--format=posix")
+			}
+			tarball, err := exec.Command("tar", append(args, "sparse")...).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(tarball) > len(want)/2 {
+				t.Fatalf("tar wrote %d bytes: it did not see the holes", len(tarball))
+			}
+			f, flat := build(t, tarball, tarball)
+			entries, err := f.Entries()
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := entries[0]
+			if e.Name != "sparse" || e.Size != int64(len(want)) || len(e.Sparse) < 20 {
+				t.Fatalf("entry %q of %d bytes in %d extents", e.Name, e.Size, len(e.Sparse))
+			}
+			flat.b = append(flat.b, make([]byte, f.FlatSize-int64(len(flat.b)))...)
+			if !bytes.Equal(flat.b[:e.Size], want) {
+				t.Error("flat blob has other bytes")
+			}
+			got := make([]byte, e.Size)
+			for x := range e.Extents() {
+				copy(got[x.Off:], tarball[x.TarOff:x.TarOff+x.Len])
+			}
+			if !bytes.Equal(got, want) {
+				t.Error("the extents give other bytes")
+			}
+			checkFraming(t, f, tarball)
+		})
+	}
+}
+
+func TestBuildRefuses(t *testing.T) {
+	tarball, _ := sample(t, 2)
+	blob := encodings["gzip"](t, tarball)
+	one := func(h tar.Header) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		w.Flush()
+		return b.Bytes()
+	}
+	flip := bytes.Clone(blob)
+	flip[len(flip)/2] ^= 1
+	tests := map[string]struct {
+		layer   format.Layer
+		blob    []byte
+		wrapped error
+		says    string
+	}{
+		"truncated":      {layerOf(tarball, blob), blob[:len(blob)/2], nil, "unexpected EOF"},
+		"bit flipped":    {layerOf(tarball, blob), flip, nil, "layer sha256:"},
+		"too long":       {layerOf(tarball, blob), append(bytes.Clone(blob), blob...), nil, "layer sha256:"},
+		"another blob":   {layerOf(tarball, tarball), blob, format.ErrCorrupt, "bytes long"},
+		"another digest": {format.Layer{Blob: digest.FromString("x"), Size: int64(len(blob)), DiffID: digest.FromBytes(tarball)}, blob, format.ErrCorrupt, "digest"},
+		"another diffID": {format.Layer{Blob: digest.FromBytes(blob), Size: int64(len(blob)), DiffID: digest.FromString("x")}, blob, format.ErrCorrupt, "configuration"},
+		"climbing name":  {format.Layer{}, one(tar.Header{Name: "a/../../etc/passwd"}), nil, `".."`},
+		"climbing link":  {format.Layer{}, one(tar.Header{Name: "a", Typeflag: tar.TypeLink, Linkname: "../x"}), nil, `".."`},
+		"root is a file": {format.Layer{}, one(tar.Header{Name: "/", Typeflag: tar.TypeSymlink, Linkname: "x"}), nil, "root"},
+		"long component": {format.Layer{}, one(tar.Header{Name: strings.Repeat("x", 256)}), nil, "256 bytes"},
+		"xz":             {format.Layer{}, []byte("\xfd7zXZ\x00\x00\x04"), format.ErrUnsupported, "starts with"},
+		"no tar":         {format.Layer{}, bytes.Repeat([]byte("no tar "), 1000), nil, "read tar"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			raw, err := format.Build(context.Background(), tt.layer, bytes.NewReader(tt.blob), nil)
+			if err == nil || raw != nil {
+				t.Fatalf("an index of %d bytes and no error", len(raw))
+			}
+			if tt.wrapped != nil && !errors.Is(err, tt.wrapped) || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("error %q, should say %q and wrap %v", err, tt.says, tt.wrapped)
+			}
+		})
+	}
+}
+
+// Absolute names are taken as relative to the image's root.
+func TestAbsoluteName(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "//etc/./motd", Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	f, _ := build(t, b.Bytes(), b.Bytes())
+	entries, err := f.Entries()
+	if err != nil || len(entries) != 1 || entries[0].Name != "etc/motd" {
+		t.Errorf("entries %+v, error %v", entries, err)
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	tarball, _ := sample(t, 3)
+	blob := encodings["gzip"](t, tarball)
+	f, _ := build(t, tarball, blob)
+	spans, err := f.Spans()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &spans[1]
+	window, err := f.Window(s)
+	if err != nil || len(window) == 0 {
+		t.Fatalf("a window of %d bytes, error %v", len(window), err)
+	}
+	good := blob[s.BlobOff : s.BlobOff+s.BlobLen]
+	r := rand.New(rand.NewPCG(4, 4))
+	for range 200 {
+		bad, w := bytes.Clone(good), bytes.Clone(window)
+		switch r.IntN(3) {
+		case 0:
+			bad[r.IntN(len(bad)-1)] ^= 1 << r.IntN(8)
+		case 1:
+			bad = bad[:r.IntN(len(bad)-2)]
+		case 2:
+			at := r.IntN(len(w))
+			if w[at] == 0 { // perhaps not referred to
+				continue
+			}
+			w[at] ^= 1 << r.IntN(8)
+		}
+		got, err := format.Decode(f.Format, s, bad, w, nil)
+		if err == nil && !bytes.Equal(got, tarball[s.TarOff:s.TarOff+s.TarLen]) {
+			t.Fatal("wrong bytes and no error")
+		}
+		if err != nil && (!errors.Is(err, format.ErrCorrupt) || got != nil) {
+			t.Fatalf("error %v with %d bytes", err, len(got))
+		}
+	}
+}
+
+func TestBuildStops(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	r, w := io.Pipe()
+	go func() {
+		_, _ = w.Write(make([]byte, 1024))
+		cancel()
+		w.CloseWithError(ctx.Err())
+	}()
+	if _, err := format.Build(ctx, format.Layer{}, r, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A full disk ends the build with the disk's error.
+func TestBuildDiskFull(t *testing.T) {
+	tarball, _ := sample(t, 5)
+	full := errors.New("no space left on device")
+	_, err := format.Build(context.Background(), layerOf(tarball, tarball), bytes.NewReader(tarball), failing{full})
+	if !errors.Is(err, full) {
+		t.Errorf("error %v", err)
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) WriteAt([]byte, int64) (int, error) { return 0, f.err }
+
+func BenchmarkBuild(b *testing.B) {
+	tarball, _ := sample(b, 6)
+	for len(tarball) < 64<<20 {
+		tarball = append(tarball[:len(tarball)-1024], tarball...)
+	}
+	blob := encodings["gzip"](b, tarball)
+	b.SetBytes(int64(len(tarball)))
+	for b.Loop() {
+		raw, err := format.Build(context.Background(), layerOf(tarball, blob), bytes.NewReader(blob), nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(100*float64(len(raw))/float64(len(blob)), "%index")
+	}
+}

@@ -1,0 +1,158 @@
+package index
+
+import (
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+)
+
+// Limits of the model.
+const (
+	maxTar  = 1 << 50       // bytes of tar, and of blob
+	maxFlat = 1<<44 - 1<<12 // bytes of flat blob: what 32-bit block numbers of 4 KiB can address
+	maxName = 4096          // bytes of a name: PATH_MAX
+	maxPart = 255           // bytes of one component: NAME_MAX
+	maxLink = 4096          // bytes of a symlink's target
+)
+
+// check holds an index against the rules that FORMAT.md lists.
+func check(h *Header, entries []Entry, spans []Span, digests int) error {
+	if h.BlobSize < 0 || h.BlobSize > maxTar || h.TarSize < 0 || h.TarSize > maxTar {
+		return fmt.Errorf("%w: blob of %d bytes, tar of %d bytes", ErrFormat, h.BlobSize, h.TarSize)
+	}
+	if len(entries) > maxNumbers || len(spans) > maxNumbers {
+		return fmt.Errorf("%w: %d entries and %d spans are too many", ErrFormat, len(entries), len(spans))
+	}
+	if err := checkEntries(entries, h.TarSize); err != nil {
+		return err
+	}
+	files := 0
+	for i := range entries {
+		if entries[i].Type == Regular && entries[i].Size > 0 {
+			files++
+		}
+	}
+	if files != digests {
+		return fmt.Errorf("%w: %d files with data and %d digests", ErrFormat, files, digests)
+	}
+	return checkSpans(spans, h, maxRaw)
+}
+
+func checkEntries(entries []Entry, tarSize int64) error {
+	var end int64 // of the data before, in the tar
+	for i := range entries {
+		e := &entries[i]
+		if err := e.check(); err != nil {
+			return fmt.Errorf("%w: entry %q: %w", ErrFormat, e.Name, err)
+		}
+		for x := range e.Extents() {
+			if x.TarOff < end || x.TarOff+x.Len > tarSize {
+				return fmt.Errorf("%w: entry %q: data at %d of a tar of %d bytes", ErrFormat, e.Name, x.TarOff, tarSize)
+			}
+			end = x.TarOff + x.Len
+		}
+		if e.Type == Regular && e.Off+e.Size > maxFlat {
+			return fmt.Errorf("%w: entry %q: %d bytes at %d exceed a flat blob", ErrFormat, e.Name, e.Size, e.Off)
+		}
+	}
+	return nil
+}
+
+// check holds one entry against the rules.
+func (e *Entry) check() error {
+	if err := CheckName(e.Name); err != nil {
+		return err
+	}
+	switch {
+	case e.Type > Fifo:
+		return fmt.Errorf("unknown type %d", e.Type)
+	case e.Mode&^07777 != 0:
+		return fmt.Errorf("mode %#o", e.Mode)
+	case e.Nsec >= 1e9:
+		return fmt.Errorf("%d nanoseconds", e.Nsec)
+	case e.Size < 0 || e.Size > maxFlat:
+		return fmt.Errorf("%d bytes", e.Size)
+	case e.Type == Symlink && (e.Link == "" || len(e.Link) > maxLink || strings.IndexByte(e.Link, 0) >= 0):
+		return fmt.Errorf("symlink to %q", e.Link)
+	case e.Type == Hardlink:
+		if err := CheckName(e.Link); err != nil {
+			return fmt.Errorf("hard link to %q: %w", e.Link, err)
+		}
+	}
+	return checkXattrs(e.Xattrs)
+}
+
+func checkXattrs(xattrs []Xattr) error {
+	for i, x := range xattrs {
+		if x.Name == "" || len(x.Name) > 255 || len(x.Value) > 64<<10 || strings.IndexByte(x.Name, 0) >= 0 {
+			return fmt.Errorf("extended attribute %q of %d bytes", x.Name, len(x.Value))
+		}
+		if i > 0 && xattrs[i-1].Name >= x.Name {
+			return fmt.Errorf("extended attribute %q is out of order", x.Name)
+		}
+	}
+	return nil
+}
+
+// CheckName reports whether an entry may have the name: cleaned, relative, no
+// component longer than a kernel takes.
+func CheckName(name string) error {
+	if name == "." {
+		return nil
+	}
+	if len(name) > maxName {
+		return fmt.Errorf("name of %d bytes", len(name))
+	}
+	if strings.IndexByte(name, 0) >= 0 {
+		return fmt.Errorf("name with a NUL")
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		switch {
+		case part == "" || part == "." || part == "..":
+			return fmt.Errorf("name with a component %q", part)
+		case len(part) > maxPart:
+			return fmt.Errorf("name with a component of %d bytes", len(part))
+		}
+	}
+	return nil
+}
+
+// checkSpans holds the spans against the rules. No spans at all is a layer
+// that cannot be fetched in pieces.
+func checkSpans(spans []Span, h *Header, windows int64) error {
+	if len(spans) == 0 {
+		return nil
+	}
+	var tar, blob, end, window int64
+	for i := range spans {
+		s := &spans[i]
+		switch {
+		case s.TarOff != tar || s.TarLen <= 0 || s.TarLen > MaxSpan:
+			return fmt.Errorf("%w: span %d has %d bytes at %d", ErrFormat, i, s.TarLen, s.TarOff)
+		case s.BlobLen <= 0 || s.BlobOff < blob || s.BlobOff+s.BlobLen > h.BlobSize || s.BlobOff > end || s.BlobOff < end-1:
+			return fmt.Errorf("%w: span %d is %d bytes at %d of the blob", ErrFormat, i, s.BlobLen, s.BlobOff)
+		case s.Bits > 7 || s.Bits > 0 && s.Member || s.BlobLen > 2*MaxSpan:
+			return fmt.Errorf("%w: span %d starts in the middle of a byte that is a member's first", ErrFormat, i)
+		case s.Window.Off != window && s.Window.Len > 0 || s.Window.Len < 0 || s.Window.Len > maxWindow+1024:
+			return fmt.Errorf("%w: span %d has a window of %d bytes at %d", ErrFormat, i, s.Window.Len, s.Window.Off)
+		}
+		tar, blob, end, window = tar+s.TarLen, s.BlobOff, s.BlobOff+s.BlobLen, window+s.Window.Len
+	}
+	if tar != h.TarSize || window > windows {
+		return fmt.Errorf("%w: the spans cover %d of %d bytes", ErrFormat, tar, h.TarSize)
+	}
+	return nil
+}
+
+// Extents returns the runs of the entry's data in the tar, in order, whether
+// it is sparse or not. What is no regular file, and what is empty, has none.
+func (e *Entry) Extents() iter.Seq[Extent] {
+	if e.Type != Regular || e.Size == 0 {
+		return slices.Values[[]Extent](nil)
+	}
+	if e.Sparse != nil {
+		return slices.Values(e.Sparse)
+	}
+	return slices.Values([]Extent{{TarOff: e.TarOff, Len: e.Size}})
+}

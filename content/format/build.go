@@ -58,7 +58,15 @@ func Build(ctx context.Context, l Layer, blob io.Reader, flat io.WriterAt) ([]by
 	g.Go(func() error { return p.decode(ctx, free, diffID, spans, files) })
 	g.Go(func() (err error) { diff, err = hashAll(diffID); return err })
 	g.Go(func() error { return p.hashSpans(spans) })
-	g.Go(func() error { return readTar(files, b, flat) })
+	g.Go(func() error {
+		return readTar(files, b.Framing(), flat, func(e *index.Entry, sum *index.SHA256) error {
+			b.Entries = append(b.Entries, *e)
+			if sum != nil {
+				b.Digests = append(b.Digests, *sum)
+			}
+			return nil
+		})
+	})
 	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("layer %s: %w", l.Blob, err)
 	}

@@ -3,11 +3,9 @@ package format_test
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -15,12 +13,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	kgzip "github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/peelfs/peel/content/format"
 	"github.com/peelfs/peel/content/index"
+	"github.com/peelfs/peel/content/internal/sample"
 )
 
 // memory is a flat blob in memory.
@@ -33,121 +30,11 @@ func (m *memory) WriteAt(p []byte, off int64) (int, error) {
 	return copy(m.b[off:], p), nil
 }
 
-// text returns n bytes that compress about as well as programs do.
-func text(r *rand.Rand, n int) []byte {
-	words := strings.Fields("kernel page cache lazy mount layer span index window tar header inode block read write")
-	var b bytes.Buffer
-	for b.Len() < n {
-		if r.IntN(4) == 0 {
-			fmt.Fprintf(&b, "%x", r.Uint64())
-		}
-		b.WriteString(words[r.IntN(len(words))])
-	}
-	return b.Bytes()[:n]
-}
-
-// sample is a tar of a few megabytes with every type of entry.
-func sample(t testing.TB, seed uint64) ([]byte, map[string][]byte) {
-	t.Helper()
-	r := rand.New(rand.NewPCG(seed, 1))
-	files := map[string][]byte{}
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	write := func(h tar.Header, data []byte) {
-		h.Size = int64(len(data))
-		h.Format = tar.FormatPAX
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(data); err != nil {
-			t.Fatal(err)
-		}
-		if h.Typeflag == tar.TypeReg {
-			files[h.Name] = data
-		}
-	}
-	write(tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o1777}, nil)
-	for i, n := range []int{0, 1, 511, 512, 513, 4095, 4096, 4097, 100_000, 3 << 20, 70_000, 1 << 20} {
-		write(tar.Header{
-			Typeflag: tar.TypeReg, Name: fmt.Sprintf("d/file%d", i), Mode: 0o4755, Uid: i, Gid: 70000,
-			ModTime: time.Unix(int64(i-5)*1e6, int64(i)*1001),
-		}, text(r, n))
-	}
-	write(tar.Header{Typeflag: tar.TypeReg, Name: "zeros", Mode: 0o600}, make([]byte, 300_000))
-	write(tar.Header{
-		Typeflag: tar.TypeReg, Name: "caps", Mode: 0o755,
-		PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02", "SCHILY.xattr.user.a": "b"},
-	}, []byte("x"))
-	write(tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "../d/file1"}, nil)
-	write(tar.Header{Typeflag: tar.TypeLink, Name: "hard", Linkname: "/d/file8"}, nil)
-	write(tar.Header{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3}, nil)
-	write(tar.Header{Typeflag: tar.TypeFifo, Name: "fifo"}, nil)
-	write(tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("long/", 40) + "name"}, text(r, 5000))
-	write(tar.Header{Typeflag: tar.TypeReg, Name: ".wh.gone"}, nil)
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes(), files
-}
-
-// The ways to encode a tar that Build must take.
-var encodings = map[string]func(t testing.TB, tar []byte) []byte{
-	"tar": func(_ testing.TB, tar []byte) []byte { return tar },
-	"gzip": func(t testing.TB, tar []byte) []byte {
-		return compress(t, tar, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) })
-	},
-	"fast gzip": func(t testing.TB, tar []byte) []byte {
-		return compress(t, tar, func(w io.Writer) io.WriteCloser {
-			z, _ := kgzip.NewWriterLevel(w, 1)
-			return z
-		})
-	},
-	"stored gzip": func(t testing.TB, tar []byte) []byte {
-		return compress(t, tar, func(w io.Writer) io.WriteCloser {
-			z, _ := gzip.NewWriterLevel(w, gzip.NoCompression)
-			return z
-		})
-	},
-	"named gzip": func(t testing.TB, tar []byte) []byte {
-		return compress(t, tar, func(w io.Writer) io.WriteCloser {
-			z := gzip.NewWriter(w)
-			z.Name, z.Comment, z.Extra = "layer.tar", "a comment", []byte("extra")
-			return z
-		})
-	},
-	"members": func(t testing.TB, tar []byte) []byte {
-		var out []byte
-		for n := 1; len(tar) > 0; n = n*3 + 1000 {
-			n = min(n, len(tar))
-			out = append(out, compress(t, tar[:n], func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) })...)
-			tar = tar[n:]
-		}
-		return out
-	},
-}
-
-func compress(t testing.TB, p []byte, open func(io.Writer) io.WriteCloser) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := open(&b)
-	if _, err := w.Write(p); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func layerOf(tar, blob []byte) format.Layer {
-	return format.Layer{Blob: digest.FromBytes(blob), Size: int64(len(blob)), DiffID: digest.FromBytes(tar)}
-}
-
 // build builds an index and opens it.
 func build(t testing.TB, tar, blob []byte) (*index.File, *memory) {
 	t.Helper()
 	flat := new(memory)
-	raw, err := format.Build(context.Background(), layerOf(tar, blob), bytes.NewReader(blob), flat)
+	raw, err := format.Build(context.Background(), sample.Layer(tar, blob), bytes.NewReader(blob), flat)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,8 +69,8 @@ func decodeAll(t testing.TB, f *index.File, blob []byte) []byte {
 }
 
 func TestBuild(t *testing.T) {
-	tarball, files := sample(t, 1)
-	for name, encode := range encodings {
+	tarball, files := sample.Tar(t, 1)
+	for name, encode := range sample.Encodings {
 		t.Run(name, func(t *testing.T) {
 			blob := encode(t, tarball)
 			f, flat := build(t, tarball, blob)
@@ -273,7 +160,7 @@ func TestSparse(t *testing.T) {
 	dir := t.TempDir()
 	want := make([]byte, 5<<20)
 	for i := range 30 { // more extents than an old header holds
-		copy(want[i*150_000/4096*4096:], text(rand.New(rand.NewPCG(uint64(i), 2)), 5000))
+		copy(want[i*150_000/4096*4096:], sample.Text(rand.New(rand.NewPCG(uint64(i), 2)), 5000))
 	}
 	path := filepath.Join(dir, "sparse")
 	f, err := os.Create(path)
@@ -330,8 +217,8 @@ func TestSparse(t *testing.T) {
 }
 
 func TestBuildRefuses(t *testing.T) {
-	tarball, _ := sample(t, 2)
-	blob := encodings["gzip"](t, tarball)
+	tarball, _ := sample.Tar(t, 2)
+	blob := sample.Encodings["gzip"](t, tarball)
 	one := func(h tar.Header) []byte {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
@@ -349,10 +236,10 @@ func TestBuildRefuses(t *testing.T) {
 		wrapped error
 		says    string
 	}{
-		"truncated":      {layerOf(tarball, blob), blob[:len(blob)/2], nil, "unexpected EOF"},
-		"bit flipped":    {layerOf(tarball, blob), flip, nil, "layer sha256:"},
-		"too long":       {layerOf(tarball, blob), append(bytes.Clone(blob), blob...), nil, "layer sha256:"},
-		"another blob":   {layerOf(tarball, tarball), blob, format.ErrCorrupt, "bytes long"},
+		"truncated":      {sample.Layer(tarball, blob), blob[:len(blob)/2], nil, "unexpected EOF"},
+		"bit flipped":    {sample.Layer(tarball, blob), flip, nil, "layer sha256:"},
+		"too long":       {sample.Layer(tarball, blob), append(bytes.Clone(blob), blob...), nil, "layer sha256:"},
+		"another blob":   {sample.Layer(tarball, tarball), blob, format.ErrCorrupt, "bytes long"},
 		"another digest": {format.Layer{Blob: digest.FromString("x"), Size: int64(len(blob)), DiffID: digest.FromBytes(tarball)}, blob, format.ErrCorrupt, "digest"},
 		"another diffID": {format.Layer{Blob: digest.FromBytes(blob), Size: int64(len(blob)), DiffID: digest.FromString("x")}, blob, format.ErrCorrupt, "configuration"},
 		"climbing name":  {format.Layer{}, one(tar.Header{Name: "a/../../etc/passwd"}), nil, `".."`},
@@ -391,8 +278,8 @@ func TestAbsoluteName(t *testing.T) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	tarball, _ := sample(t, 3)
-	blob := encodings["gzip"](t, tarball)
+	tarball, _ := sample.Tar(t, 3)
+	blob := sample.Encodings["gzip"](t, tarball)
 	f, _ := build(t, tarball, blob)
 	spans, err := f.Spans()
 	if err != nil {
@@ -444,9 +331,9 @@ func TestBuildStops(t *testing.T) {
 
 // A full disk ends the build with the disk's error.
 func TestBuildDiskFull(t *testing.T) {
-	tarball, _ := sample(t, 5)
+	tarball, _ := sample.Tar(t, 5)
 	full := errors.New("no space left on device")
-	_, err := format.Build(context.Background(), layerOf(tarball, tarball), bytes.NewReader(tarball), failing{full})
+	_, err := format.Build(context.Background(), sample.Layer(tarball, tarball), bytes.NewReader(tarball), failing{full})
 	if !errors.Is(err, full) {
 		t.Errorf("error %v", err)
 	}
@@ -457,14 +344,14 @@ type failing struct{ err error }
 func (f failing) WriteAt([]byte, int64) (int, error) { return 0, f.err }
 
 func BenchmarkBuild(b *testing.B) {
-	tarball, _ := sample(b, 6)
+	tarball, _ := sample.Tar(b, 6)
 	for len(tarball) < 64<<20 {
 		tarball = append(tarball[:len(tarball)-1024], tarball...)
 	}
-	blob := encodings["gzip"](b, tarball)
+	blob := sample.Encodings["gzip"](b, tarball)
 	b.SetBytes(int64(len(tarball)))
 	for b.Loop() {
-		raw, err := format.Build(context.Background(), layerOf(tarball, blob), bytes.NewReader(blob), nil)
+		raw, err := format.Build(context.Background(), sample.Layer(tarball, blob), bytes.NewReader(blob), nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -18,10 +18,10 @@ import (
 // paxXattr is the prefix of the PAX records that hold extended attributes.
 const paxXattr = "SCHILY.xattr."
 
-// readTar takes the tar apart: entries and file digests to the builder, the
-// files' data to flat.
-func readTar(in io.Reader, b *index.Builder, flat io.WriterAt) error {
-	t := &tarReader{in: in, framing: b.Framing()}
+// readTar takes the tar apart: each entry, and the digest of its data if it has
+// any, to add; the files' data to flat; the rest to framing.
+func readTar(in io.Reader, framing io.Writer, flat io.WriterAt, add func(*index.Entry, *index.SHA256) error) error {
+	t := &tarReader{in: in, framing: framing}
 	t.tr = tar.NewReader(t)
 	out := &flatWriter{to: flat}
 	sum := sha256.New()
@@ -37,13 +37,17 @@ func readTar(in io.Reader, b *index.Builder, flat io.WriterAt) error {
 		if e == nil {
 			continue
 		}
+		var digest *index.SHA256
 		if e.Type == index.Regular && e.Size > 0 {
 			if err := t.data(e, sum, out, buf); err != nil {
 				return fmt.Errorf("entry %q: %w", e.Name, err)
 			}
-			b.Digests = append(b.Digests, index.SHA256(sum.Sum(nil)))
+			digest = new(index.SHA256)
+			sum.Sum(digest[:0])
 		}
-		b.Entries = append(b.Entries, *e)
+		if err := add(e, digest); err != nil {
+			return err
+		}
 	}
 }
 

@@ -1,0 +1,400 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sort"
+	"sync"
+
+	"github.com/peelfs/peel/content/format"
+	"github.com/peelfs/peel/content/index"
+)
+
+// flight is the fetch of one span. Whoever needs the span waits for it.
+type flight struct {
+	done chan struct{} // closed when err is set
+	err  error
+}
+
+// ensure waits until the n bytes at off are present. It fetches the spans that
+// are missing and that nobody is fetching yet, neighbours in one request.
+func (l *Layer) ensure(ctx context.Context, off, n int64) error {
+	for {
+		if _, ok := l.Local(off, n); ok {
+			return nil
+		}
+		flights, err := l.claim(off, n)
+		if err != nil {
+			return err
+		}
+		if err := waitAll(ctx, flights); err != nil {
+			return err
+		}
+	}
+}
+
+func waitAll(ctx context.Context, flights []*flight) error {
+	for _, f := range flights {
+		select {
+		case <-f.done:
+			if f.err != nil {
+				return f.err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// claim returns the flights of all spans that are missing for the n bytes at
+// off, and starts those that have not started.
+func (l *Layer) claim(off, n int64) ([]*flight, error) {
+	lo, hi := l.missing(off, n)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.bad != nil {
+		return nil, l.bad
+	}
+	if l.src == nil {
+		return nil, fmt.Errorf("%d spans are not here and there is no registry to fetch them from", hi-lo)
+	}
+	var flights []*flight
+	l.startRuns(lo, hi, &flights)
+	if ahead := l.streams.ahead(lo, hi); ahead > 0 && len(l.spans) > 0 {
+		l.startRuns(hi, min(hi+ahead, len(l.spans)), nil)
+	}
+	return flights, nil
+}
+
+// startRuns starts a fetch for each run of spans in [lo, hi) that are missing
+// and not on their way. It appends all flights to wait for. l.mu is held.
+func (l *Layer) startRuns(lo, hi int, flights *[]*flight) {
+	first := -1
+	flush := func(end int) {
+		if first >= 0 {
+			from := first
+			l.wg.Go(func() { l.fetch(from, end) })
+		}
+		first = -1
+	}
+	for i := lo; i < hi; i++ {
+		f, flying := l.flying[i]
+		switch {
+		case flying:
+			flush(i)
+		case l.present.spans.has(i):
+			flush(i)
+			continue
+		default:
+			f = &flight{done: make(chan struct{})}
+			l.flying[i] = f
+			if first < 0 {
+				first = i
+			}
+		}
+		if flights != nil {
+			*flights = append(*flights, f)
+		}
+	}
+	flush(hi)
+}
+
+// missing returns the spans [lo, hi) that hold what is missing of the n bytes
+// at off.
+func (l *Layer) missing(off, n int64) (lo, hi int) {
+	if len(l.spans) == 0 {
+		return 0, 1
+	}
+	first, last := int(off/index.BlockSize), int((off+n-1)/index.BlockSize)
+	for first < last && l.present.blocks.has(first) {
+		first++
+	}
+	for last > first && l.present.blocks.has(last) {
+		last--
+	}
+	from, to := l.runs.tarRange(int64(first)*index.BlockSize, int64(last+1)*index.BlockSize)
+	return l.spansOf(from, to)
+}
+
+// spansOf returns the spans [lo, hi) that hold the range [from, to) of the tar.
+func (l *Layer) spansOf(from, to int64) (lo, hi int) {
+	if from >= to {
+		return 0, 0
+	}
+	lo = sort.Search(len(l.spans), func(i int) bool { return l.spans[i].TarOff+l.spans[i].TarLen > from })
+	hi = sort.Search(len(l.spans), func(i int) bool { return l.spans[i].TarOff >= to })
+	return lo, hi
+}
+
+// land ends the flight of a span.
+func (l *Layer) land(i int, err error) {
+	l.mu.Lock()
+	f := l.flying[i]
+	delete(l.flying, i)
+	l.mu.Unlock()
+	if f != nil {
+		f.err = err
+		close(f.done)
+	}
+}
+
+// fetch fetches the spans [lo, hi), which this process has claimed, and lands
+// them one by one. Other processes are kept from fetching them meanwhile, and
+// what they have fetched is not fetched again.
+func (l *Layer) fetch(lo, hi int) {
+	unlock, err := l.lockSpans(lo, hi)
+	if err == nil {
+		defer unlock()
+		for i := lo; i < hi && err == nil; {
+			if l.present.spans.has(i) {
+				l.land(i, nil)
+				i, lo = i+1, i+1
+				continue
+			}
+			end := i + 1
+			for end < hi && !l.present.spans.has(end) {
+				end++
+			}
+			lo, err = l.fetchRun(i, end)
+			i = lo
+		}
+	}
+	for i := lo; i < hi; i++ {
+		l.land(i, err)
+	}
+	if err == nil && l.complete() {
+		l.completed()
+	}
+}
+
+// lockSpans keeps other processes from fetching the spans [lo, hi). It waits
+// for one that does, or until it has fetched them all.
+func (l *Layer) lockSpans(lo, hi int) (func(), error) {
+	for wait := pollLeast; ; wait = min(2*wait, pollMost) {
+		ok, err := tryLock(l.locks, int64(lo), int64(hi-lo))
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			return func() { unlock(l.locks, int64(lo), int64(hi-lo)) }, nil
+		}
+		if l.present.spans.hasAll(lo, hi) {
+			return func() {}, nil
+		}
+		if err := sleep(l.ctx, wait); err != nil {
+			return nil, fmt.Errorf("wait for another process that fetches layer %s: %w", l.id.Blob, err)
+		}
+	}
+}
+
+// fetchRun fetches the spans [lo, hi), all of which are missing, in one
+// request; in a second one what did not have the digest that the index gives.
+// It returns the first span that has not landed.
+func (l *Layer) fetchRun(lo, hi int) (int, error) {
+	l.mu.Lock()
+	src := l.src
+	l.mu.Unlock()
+	if len(l.spans) == 0 {
+		err := l.fetchWhole(src)
+		if err == nil {
+			l.land(0, nil)
+			lo = hi
+		}
+		return lo, err
+	}
+	next, err := l.transfer(src, lo, hi)
+	if errors.Is(err, format.ErrCorrupt) {
+		l.stats.refetched.Add(1)
+		l.store.log.Warn("a layer's data is not what its index says; fetching it once more", "layer", l.id.Blob, "span", next, "error", err)
+		next, err = l.transfer(src, next, hi)
+	}
+	if errors.Is(err, format.ErrCorrupt) {
+		l.store.log.Error("a layer's data is not what its index says", "layer", l.id.Blob, "span", next, "error", err)
+	}
+	return next, err
+}
+
+// transfer reads the spans [lo, hi) out of one body. It returns the first span
+// that has not landed.
+func (l *Layer) transfer(src Blob, lo, hi int) (int, error) {
+	first, last := &l.spans[lo], &l.spans[hi-1]
+	off := first.BlobOff
+	body, whole, err := src.Open(l.ctx, off, last.BlobOff+last.BlobLen-off)
+	if err != nil {
+		return lo, err
+	}
+	defer body.Close()
+	r := &blobReader{r: body, off: off}
+	if whole {
+		r.off = 0
+		l.stream(r, lo)
+	}
+	for i := lo; i < hi; i++ {
+		if err := l.receive(r, i); err != nil {
+			return i, err
+		}
+		l.land(i, nil)
+	}
+	if whole {
+		l.streamRest(r, hi)
+	}
+	return hi, nil
+}
+
+// stream takes the spans before end out of a body that nobody asked for whole:
+// they are passing by. Failures are for those to find who ask for the span.
+func (l *Layer) stream(r *blobReader, end int) {
+	for i := range end {
+		if !l.present.spans.has(i) && l.receive(r, i) != nil {
+			return
+		}
+	}
+}
+
+// streamRest takes the spans from begin on out of a body that is whole.
+func (l *Layer) streamRest(r *blobReader, begin int) {
+	for i := begin; i < len(l.spans); i++ {
+		if !l.present.spans.has(i) && l.receive(r, i) != nil {
+			return
+		}
+	}
+}
+
+// receive reads one span, checks it, and makes it present.
+func (l *Layer) receive(r *blobReader, i int) error {
+	s := &l.spans[i]
+	blob, err := r.read(s.BlobOff, s.BlobLen)
+	if err != nil {
+		return fmt.Errorf("fetch span %d: %w", i, err)
+	}
+	window, err := l.index.Window(s)
+	if err != nil {
+		return err
+	}
+	tar, err := format.Decode(l.index.Format, s, blob, window, l.store.tars.get(s.TarLen))
+	if err != nil {
+		return err
+	}
+	defer l.store.tars.put(tar)
+	if err := l.write(s, tar); err != nil {
+		return fmt.Errorf("keep span %d: %w", i, err)
+	}
+	l.mark(i)
+	l.stats.fetched.Add(1)
+	return nil
+}
+
+// write puts the files' data of a span into the flat blob.
+func (l *Layer) write(s *index.Span, tar []byte) error {
+	buf := l.store.flats.get(s.TarLen)[:0]
+	defer func() { l.store.flats.put(buf) }()
+	var at int64 // of buf in the flat blob
+	end := s.TarOff + s.TarLen
+	for i := l.runs.afterTar(s.TarOff); i < l.runs.len(); i++ {
+		x := l.runs.at(i)
+		if x.tar >= end {
+			break
+		}
+		from, to := max(x.tar, s.TarOff), min(x.tar+x.len, end)
+		off := x.flat + from - x.tar
+		if gap := off - at - int64(len(buf)); len(buf) > 0 && gap < index.BlockSize {
+			buf = append(buf, make([]byte, gap)...)
+		} else {
+			if _, err := l.flat.WriteAt(buf, at); err != nil {
+				return err
+			}
+			buf, at = buf[:0], off
+		}
+		buf = append(buf, tar[from-s.TarOff:to-s.TarOff]...)
+	}
+	_, err := l.flat.WriteAt(buf, at)
+	return err
+}
+
+// mark makes a span present, and with it every block whose data is now all
+// there. Of two processes that finish neighbours at once, both have set their
+// span before either looks at the block that they share.
+func (l *Layer) mark(i int) {
+	s := &l.spans[i]
+	l.present.spans.set(i, i+1)
+	end := s.TarOff + s.TarLen
+	for r := l.runs.afterTar(s.TarOff); r < l.runs.len(); r++ {
+		x := l.runs.at(r)
+		if x.tar >= end {
+			break
+		}
+		from := x.flat + max(x.tar, s.TarOff) - x.tar
+		to := x.flat + min(x.tar+x.len, end) - x.tar
+		lo, hi := int(from/index.BlockSize), int(index.Align(to)/index.BlockSize)
+		if hi-lo > 2 {
+			l.present.blocks.set(lo+1, hi-1)
+		}
+		for _, b := range []int{lo, hi - 1} {
+			if l.whole(b) {
+				l.present.blocks.set(b, b+1)
+			}
+		}
+	}
+	l.dirty.Store(true)
+}
+
+// whole reports whether every span is present that has data of the block.
+func (l *Layer) whole(block int) bool {
+	from, to := l.runs.tarRange(int64(block)*index.BlockSize, int64(block+1)*index.BlockSize)
+	lo, hi := l.spansOf(from, to)
+	return l.present.spans.hasAll(lo, hi)
+}
+
+// blobReader reads ranges of a blob, in order, out of its body. Neighbouring
+// ranges may share a byte.
+type blobReader struct {
+	r   io.Reader
+	off int64 // of the next byte of r in the blob
+	buf []byte
+}
+
+// read returns the n bytes at off; they are valid until the next call.
+func (b *blobReader) read(off, n int64) ([]byte, error) {
+	if skip := off - b.off; skip > 0 {
+		if _, err := io.CopyN(io.Discard, b.r, skip); err != nil {
+			return nil, noEOF(err)
+		}
+		b.off = off
+	}
+	var shared []byte
+	if back := int(b.off - off); back > 0 {
+		if back > len(b.buf) {
+			return nil, fmt.Errorf("byte %d of the blob has passed", off)
+		}
+		shared = slices.Clone(b.buf[len(b.buf)-back:])
+	}
+	b.buf = slices.Grow(append(b.buf[:0], shared...), int(n))[:n]
+	if _, err := io.ReadFull(b.r, b.buf[len(shared):]); err != nil {
+		return nil, noEOF(err)
+	}
+	b.off = off + n
+	return b.buf, nil
+}
+
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// buffers keeps memory for spans.
+type buffers struct{ pool *sync.Pool }
+
+func newBuffers() buffers { return buffers{&sync.Pool{New: func() any { return new([]byte) }}} }
+
+func (b buffers) get(n int64) []byte {
+	p := b.pool.Get().(*[]byte)
+	return slices.Grow((*p)[:0], int(n))
+}
+
+func (b buffers) put(p []byte) { b.pool.Put(&p) }

@@ -1,0 +1,196 @@
+package content
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/peelfs/peel/content/format"
+	"github.com/peelfs/peel/content/index"
+)
+
+// builtHere says of an index that it was built while its layer was stored.
+const builtHere = "built here"
+
+// AddIndex gives the store the index of a layer, which makes the layer lazy:
+// nothing of its data is present yet. from says where the index is from. An
+// index that the store has already stays as it is.
+func (s *Store) AddIndex(ctx context.Context, id format.Layer, raw []byte, from string) error {
+	return s.make(ctx, id, func(dir string) ([]byte, string, error) {
+		f, err := index.Open(bytes.NewReader(raw), int64(len(raw)))
+		if err != nil {
+			return nil, "", err
+		}
+		if err := matches(f, id); err != nil {
+			return nil, "", fmt.Errorf("%w: %w", index.ErrFormat, err)
+		}
+		flat, err := os.Create(filepath.Join(dir, "flat"))
+		if err != nil {
+			return nil, "", err
+		}
+		return raw, from, errors.Join(flat.Truncate(f.FlatSize), flat.Close())
+	})
+}
+
+// Ingest reads a layer that has no index from its first byte to its last: it
+// is downloaded, decompressed, indexed and stored in one pass, and complete
+// and verified after it. progress, if not nil, is told how many more bytes of
+// the blob have been read. Of several processes that ingest a layer, one does.
+func (s *Store) Ingest(ctx context.Context, id format.Layer, src Blob, progress func(n int)) error {
+	return s.make(ctx, id, func(dir string) (raw []byte, from string, err error) {
+		flat, err := os.Create(filepath.Join(dir, "flat"))
+		if err != nil {
+			return nil, "", err
+		}
+		defer func() { err = errors.Join(err, flat.Close()) }()
+		raw, err = BuildIndex(ctx, id, src, flat, progress)
+		return raw, builtHere, err
+	})
+}
+
+// BuildIndex reads a layer once and returns its serialised index. The files'
+// data goes to flat, which may be nil.
+func BuildIndex(ctx context.Context, id format.Layer, src Blob, flat io.WriterAt, progress func(n int)) ([]byte, error) {
+	body, _, err := src.Open(ctx, 0, id.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return format.Build(ctx, id, &counted{body, progress}, flat)
+}
+
+type counted struct {
+	io.Reader
+	progress func(n int)
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	if c.progress != nil {
+		c.progress(n)
+	}
+	return n, err
+}
+
+// make makes a layer's directory: fill writes the flat blob into a new one and
+// returns the index. Nothing is seen of it before it is whole; what a killed
+// process has left is removed by the next one.
+func (s *Store) make(ctx context.Context, id format.Layer, fill func(dir string) (raw []byte, from string, err error)) error {
+	unlock, err := s.lockLayer(ctx, id.Blob)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if ok, err := s.HasIndex(id.Blob); ok || err != nil {
+		return err
+	}
+	dir := filepath.Join(s.root, "tmp", id.Blob.Encoded())
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("make layer %s: %w", id.Blob, err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("make layer %s: %w", id.Blob, err)
+	}
+	raw, from, err := fill(dir)
+	if err == nil {
+		err = s.install(id, dir, raw, from)
+	}
+	if err != nil {
+		return fmt.Errorf("make layer %s: %w", id.Blob, errors.Join(err, os.RemoveAll(dir)))
+	}
+	return nil
+}
+
+// install puts a directory with a flat blob in its place. If the index was
+// built here, the flat blob is complete.
+func (s *Store) install(id format.Layer, dir string, raw []byte, from string) error {
+	f, err := index.Open(bytes.NewReader(raw), int64(len(raw)))
+	if err != nil {
+		return err
+	}
+	entries, err := f.Entries()
+	if err != nil {
+		return err
+	}
+	spans, err := f.Spans()
+	if err != nil {
+		return err
+	}
+	table := encodeRuns(entries)
+	mem, err := newMap(spanCount(spans), int(f.FlatSize/index.BlockSize))
+	if err != nil {
+		return err
+	}
+	p, err := viewMap(mem, spanCount(spans), int(f.FlatSize/index.BlockSize))
+	if err != nil {
+		return err
+	}
+	if from == builtHere {
+		p.spans.set(0, p.spans.n)
+		p.blocks.set(0, p.blocks.n)
+	} else {
+		p.setHoles(runs{table})
+	}
+	if err := os.Truncate(filepath.Join(dir, "flat"), f.FlatSize); err != nil {
+		return err
+	}
+	for name, b := range map[string][]byte{"index": raw, "runs": table, "map": mem} {
+		if err := writeSynced(filepath.Join(dir, name), b); err != nil {
+			return err
+		}
+	}
+	to := s.layerDir(id.Blob)
+	if err := os.RemoveAll(to); err != nil { // it has no record, so nobody uses it
+		return err
+	}
+	if err := os.Rename(dir, to); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(to)); err != nil {
+		return err
+	}
+	rec := layerRecord{Index: digest.FromBytes(raw), Added: time.Now().UTC(), From: from, Verified: from == builtHere}
+	return s.meta.put(bucketLayers, id.Blob.String(), rec)
+}
+
+// writeSynced writes a file that the record of the layer relies on.
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// HasIndex reports whether the store has the index of a layer.
+func (s *Store) HasIndex(id digest.Digest) (bool, error) {
+	return s.meta.get(bucketLayers, id.String(), new(layerRecord))
+}
+
+// lockLayer keeps other processes from making the layer.
+func (s *Store) lockLayer(ctx context.Context, id digest.Digest) (func(), error) {
+	f, err := os.OpenFile(filepath.Join(s.root, "locks", id.Encoded()), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lockRange(ctx, f, 0, 1)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { unlock(); f.Close() }, nil
+}

@@ -1,0 +1,130 @@
+// Package sample makes layers for the tests of the packages around it.
+package sample
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	kgzip "github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/peelfs/peel/content/format"
+)
+
+// Text returns n bytes that compress about as well as programs do.
+func Text(r *rand.Rand, n int) []byte {
+	words := strings.Fields("kernel page cache lazy mount layer span index window tar header inode block read write")
+	var b bytes.Buffer
+	for b.Len() < n {
+		if r.IntN(4) == 0 {
+			fmt.Fprintf(&b, "%x", r.Uint64())
+		}
+		b.WriteString(words[r.IntN(len(words))])
+	}
+	return b.Bytes()[:n]
+}
+
+// Tar returns a tar of a few megabytes with every type of entry, and
+// the data of its files by name.
+func Tar(t testing.TB, seed uint64) ([]byte, map[string][]byte) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(seed, 1))
+	files := map[string][]byte{}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	write := func(h tar.Header, data []byte) {
+		h.Size = int64(len(data))
+		h.Format = tar.FormatPAX
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			files[h.Name] = data
+		}
+	}
+	write(tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o1777}, nil)
+	for i, n := range []int{0, 1, 511, 512, 513, 4095, 4096, 4097, 100_000, 3 << 20, 70_000, 1 << 20} {
+		write(tar.Header{
+			Typeflag: tar.TypeReg, Name: fmt.Sprintf("d/file%d", i), Mode: 0o4755, Uid: i, Gid: 70000,
+			ModTime: time.Unix(int64(i-5)*1e6, int64(i)*1001),
+		}, Text(r, n))
+	}
+	write(tar.Header{Typeflag: tar.TypeReg, Name: "zeros", Mode: 0o600}, make([]byte, 300_000))
+	write(tar.Header{
+		Typeflag: tar.TypeReg, Name: "caps", Mode: 0o755,
+		PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02", "SCHILY.xattr.user.a": "b"},
+	}, []byte("x"))
+	write(tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "../d/file1"}, nil)
+	write(tar.Header{Typeflag: tar.TypeLink, Name: "hard", Linkname: "/d/file8"}, nil)
+	write(tar.Header{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3}, nil)
+	write(tar.Header{Typeflag: tar.TypeFifo, Name: "fifo"}, nil)
+	write(tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("long/", 40) + "name"}, Text(r, 5000))
+	write(tar.Header{Typeflag: tar.TypeReg, Name: ".wh.gone"}, nil)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes(), files
+}
+
+// Encodings are the ways to encode a tar that an index can describe.
+var Encodings = map[string]func(t testing.TB, tar []byte) []byte{
+	"tar": func(_ testing.TB, tar []byte) []byte { return tar },
+	"gzip": func(t testing.TB, tar []byte) []byte {
+		return compress(t, tar, func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) })
+	},
+	"fast gzip": func(t testing.TB, tar []byte) []byte {
+		return compress(t, tar, func(w io.Writer) io.WriteCloser {
+			z, _ := kgzip.NewWriterLevel(w, 1)
+			return z
+		})
+	},
+	"stored gzip": func(t testing.TB, tar []byte) []byte {
+		return compress(t, tar, func(w io.Writer) io.WriteCloser {
+			z, _ := gzip.NewWriterLevel(w, gzip.NoCompression)
+			return z
+		})
+	},
+	"named gzip": func(t testing.TB, tar []byte) []byte {
+		return compress(t, tar, func(w io.Writer) io.WriteCloser {
+			z := gzip.NewWriter(w)
+			z.Name, z.Comment, z.Extra = "layer.tar", "a comment", []byte("extra")
+			return z
+		})
+	},
+	"members": func(t testing.TB, tar []byte) []byte {
+		var out []byte
+		for n := 1; len(tar) > 0; n = n*3 + 1000 {
+			n = min(n, len(tar))
+			out = append(out, compress(t, tar[:n], func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) })...)
+			tar = tar[n:]
+		}
+		return out
+	},
+}
+
+func compress(t testing.TB, p []byte, open func(io.Writer) io.WriteCloser) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := open(&b)
+	if _, err := w.Write(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// Layer returns the identity of a layer.
+func Layer(tar, blob []byte) format.Layer {
+	return format.Layer{Blob: digest.FromBytes(blob), Size: int64(len(blob)), DiffID: digest.FromBytes(tar)}
+}

@@ -1,0 +1,171 @@
+// Package content is the local store of layers: for each one its index, and
+// its files' data in a flat blob that fills as it is read.
+//
+// A byte comes in through a Blob, which is a layer as the registry has it, and
+// goes out through Layer.ReadAtContext. What is present is never fetched
+// again, over restarts too, and by several processes at once on one store.
+// The package does not know registries, or how files are shown.
+//
+//	ROOT/peel.db                 what is known of layers and images (bbolt)
+//	ROOT/layers/HEX/index        the serialised index
+//	ROOT/layers/HEX/runs         where the files' data is, of the tar in the flat blob
+//	ROOT/layers/HEX/flat         the flat blob, sparse
+//	ROOT/layers/HEX/map          what of it is present
+//	ROOT/locks/HEX               held while the layer is made
+//	ROOT/tmp/HEX                 a layer that is being made
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/peelfs/peel/content/format"
+)
+
+// ErrNoIndex says that a layer has no index in the store.
+var ErrNoIndex = errors.New("layer is not indexed here")
+
+// Blob is a layer as its source has it.
+type Blob interface {
+	// Open returns the n bytes at off. A source that cannot serve ranges
+	// returns the blob from its first to its last byte, and whole = true.
+	Open(ctx context.Context, off, n int64) (body io.ReadCloser, whole bool, err error)
+}
+
+// Options of a store; the zero value works.
+type Options struct {
+	Log *slog.Logger // default: slog.Default()
+
+	// SyncInterval is how often what has arrived is made to survive a power
+	// loss. Default 5 s. A killed process loses nothing in any case.
+	SyncInterval time.Duration
+}
+
+// Store is a directory of layers. Several processes may have one open.
+type Store struct {
+	root string
+	log  *slog.Logger
+	meta *meta
+
+	ctx    context.Context // of everything that runs in the background
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	layers map[digest.Digest]*Layer // open ones
+
+	tars, flats buffers // memory for one span each
+}
+
+// Open opens the store in root, and makes it if there is none.
+func Open(root string, o Options) (*Store, error) {
+	for _, dir := range []string{"layers", "locks", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	s := &Store{root: root, log: o.Log, layers: map[digest.Digest]*Layer{}, tars: newBuffers(), flats: newBuffers()}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if o.SyncInterval == 0 {
+		o.SyncInterval = 5 * time.Second
+	}
+	var err error
+	if s.meta, err = openMeta(filepath.Join(root, "peel.db")); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", root, err)
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.wg.Go(func() { s.syncEvery(o.SyncInterval) })
+	return s, nil
+}
+
+// Close ends all fetches and closes all layers that are still open.
+func (s *Store) Close() error {
+	s.cancel()
+	s.wg.Wait()
+	s.mu.Lock()
+	open := s.layers
+	s.layers = map[digest.Digest]*Layer{}
+	s.mu.Unlock()
+	var errs []error
+	for _, l := range open {
+		errs = append(errs, l.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) layerDir(id digest.Digest) string {
+	return filepath.Join(s.root, "layers", id.Encoded())
+}
+
+// Layer opens a layer that has an index in the store. What is missing of its
+// data will come from src. The error wraps ErrNoIndex if AddIndex or Ingest
+// has to come first. The caller closes the layer.
+func (s *Store) Layer(id format.Layer, src Blob) (*Layer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.layers[id.Blob]; l != nil {
+		if l.id != id {
+			return nil, fmt.Errorf("layer %s: another image says that it has %d bytes and the tar %s", id.Blob, l.id.Size, l.id.DiffID)
+		}
+		l.refs++
+		l.setSource(src)
+		return l, nil
+	}
+	l, err := s.openLayer(id)
+	if err != nil {
+		return nil, err
+	}
+	l.setSource(src)
+	s.layers[id.Blob] = l
+	return l, nil
+}
+
+// release closes the layer with the last of its users.
+func (s *Store) release(l *Layer) error {
+	s.mu.Lock()
+	l.refs--
+	last := l.refs == 0 && s.layers[l.id.Blob] == l
+	if last {
+		delete(s.layers, l.id.Blob)
+	}
+	s.mu.Unlock()
+	if !last {
+		return nil
+	}
+	return l.close()
+}
+
+// syncEvery makes what has arrived survive a power loss, from time to time.
+func (s *Store) syncEvery(interval time.Duration) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return
+		}
+		s.mu.Lock()
+		open := make([]*Layer, 0, len(s.layers))
+		for _, l := range s.layers {
+			l.refs++ // so that it stays open
+			open = append(open, l)
+		}
+		s.mu.Unlock()
+		for _, l := range open {
+			if err := errors.Join(l.sync(), s.release(l)); err != nil {
+				s.log.Error("cannot make a layer's data durable", "layer", l.id.Blob, "error", err)
+			}
+		}
+	}
+}

@@ -1,0 +1,39 @@
+package content
+
+// streams tells reads that go through a layer in order from those that jump,
+// and says how far to fetch ahead of the former. The zero value is ready.
+type streams struct {
+	recent [4]stream
+	clock  int
+}
+
+type stream struct {
+	next   int // the span after the last one that was asked for
+	ahead  int // spans to fetch beyond it
+	used   int // when, by the clock
+	active bool
+}
+
+// maxAhead is how many spans are fetched ahead at most. It doubles from one
+// read to the next up to there, as the kernel's own read-ahead does.
+const maxAhead = 16
+
+// ahead notes a read of the spans [lo, hi) that were missing, and returns how
+// many spans after them to fetch too.
+func (s *streams) ahead(lo, hi int) int {
+	s.clock++
+	oldest := 0
+	for i := range s.recent {
+		t := &s.recent[i]
+		if t.active && lo >= t.next && lo <= t.next+t.ahead {
+			t.ahead = min(max(1, 2*t.ahead), maxAhead)
+			t.next, t.used = hi, s.clock
+			return t.ahead
+		}
+		if t.used < s.recent[oldest].used {
+			oldest = i
+		}
+	}
+	s.recent[oldest] = stream{next: hi, used: s.clock, active: true}
+	return 0
+}

@@ -29,6 +29,12 @@ func (l *Layer) Verify(ctx context.Context) error {
 	if l.verified {
 		return nil
 	}
+	l.mu.Lock()
+	bad := l.bad
+	l.mu.Unlock()
+	if bad != nil {
+		return bad
+	}
 	if !l.complete() {
 		return fmt.Errorf("layer %s is not complete", l.id.Blob)
 	}

@@ -182,6 +182,14 @@ func (s *Store) HasIndex(id digest.Digest) (bool, error) {
 	return s.meta.get(bucketLayers, id.String(), new(layerRecord))
 }
 
+// IndexFrom says where the index of a layer in the store is from, in words; ""
+// if the store has none.
+func (s *Store) IndexFrom(id digest.Digest) (string, error) {
+	var rec layerRecord
+	_, err := s.meta.get(bucketLayers, id.String(), &rec)
+	return rec.From, err
+}
+
 // lockLayer keeps other processes from making the layer.
 func (s *Store) lockLayer(ctx context.Context, id digest.Digest) (func(), error) {
 	f, err := os.OpenFile(filepath.Join(s.root, "locks", id.Encoded()), os.O_CREATE|os.O_RDWR, 0o600)

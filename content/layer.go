@@ -228,6 +228,15 @@ func (l *Layer) ID() format.Layer { return l.id }
 // Index returns the layer's index.
 func (l *Layer) Index() *index.File { return l.index }
 
+// WriteIndex writes the layer's serialised index, as AddIndex takes it.
+func (l *Layer) WriteIndex(w io.Writer) (int64, error) {
+	st, err := l.file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return io.Copy(w, io.NewSectionReader(l.file, 0, st.Size()))
+}
+
 // Size is the length of the flat blob in bytes.
 func (l *Layer) Size() int64 { return l.index.FlatSize }
 

@@ -40,11 +40,15 @@ type Layer struct {
 //
 // Decoding, hashing and taking the tar apart run side by side.
 func Build(ctx context.Context, l Layer, blob io.Reader, flat io.WriterAt) ([]byte, error) {
+	return build(ctx, l, blob, flat, SpanSize)
+}
+
+func build(ctx context.Context, l Layer, blob io.Reader, flat io.WriterAt, spanSize int64) ([]byte, error) {
 	b, err := index.NewBuilder()
 	if err != nil {
 		return nil, err
 	}
-	p, err := newPass(l, blob, b)
+	p, err := newPass(blob, b, spanSize)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", l.Blob, err)
 	}
@@ -78,22 +82,23 @@ func Build(ctx context.Context, l Layer, blob io.Reader, flat io.WriterAt) ([]by
 
 // pass is one reading of a blob: the decoder and the spans that it cuts.
 type pass struct {
-	src    *source
-	dec    io.Reader
-	format index.Format
-	out    *index.Builder
+	src      *source
+	dec      io.Reader
+	format   index.Format
+	out      *index.Builder
+	spanSize int64
 
 	tar    int64   // bytes decoded
 	cuts   []int64 // where spans begin that the decoder is about to reach
 	window []byte  // what the current span may refer to
 	sums   []index.SHA256
-	lazy   bool
+	lazy   bool // no span has become too long
 }
 
 // newPass looks at the first bytes of the blob to see what it is: media types
 // are often wrong about compression.
-func newPass(l Layer, blob io.Reader, b *index.Builder) (*pass, error) {
-	p := &pass{src: newSource(blob), out: b, lazy: true}
+func newPass(blob io.Reader, b *index.Builder, spanSize int64) (*pass, error) {
+	p := &pass{src: newSource(blob), out: b, spanSize: spanSize, lazy: true}
 	head, err := p.src.peek(6)
 	if err != nil {
 		return nil, err
@@ -116,7 +121,7 @@ func newPass(l Layer, blob io.Reader, b *index.Builder) (*pass, error) {
 // long enough.
 func (p *pass) resumeAt(r resume) {
 	n := len(p.out.Spans)
-	if n > 0 && r.tar-p.out.Spans[n-1].TarOff < SpanSize {
+	if n > 0 && r.tar-p.out.Spans[n-1].TarOff < p.spanSize {
 		return
 	}
 	p.endSpan(r.tar, r.blob, r.bits)

@@ -343,6 +343,32 @@ type failing struct{ err error }
 
 func (f failing) WriteAt([]byte, int64) (int, error) { return 0, f.err }
 
+// FuzzBuild gives Build any bytes as a blob, and as a file in one. What it
+// accepts must decode, span by span, to what was compressed.
+func FuzzBuild(f *testing.F) {
+	tarball, _ := sample.Tar(f, 8)
+	for _, encode := range sample.Encodings {
+		f.Add(encode(f, tarball[:64<<10]), 6)
+	}
+	f.Add([]byte("\x1f\x8b\x08"), 1)
+	f.Fuzz(func(t *testing.T, p []byte, level int) {
+		_, _ = format.Build(context.Background(), sample.Layer(p, p), bytes.NewReader(p), nil)
+		tarball := sample.Wrap(t, p)
+		blob := sample.Gzip(t, tarball, 1+int(uint(level)%9))
+		raw, err := format.BuildSpans(context.Background(), sample.Layer(tarball, blob), bytes.NewReader(blob), nil, 4096)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fi, err := index.Open(bytes.NewReader(raw), int64(len(raw)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := decodeAll(t, fi, blob); !bytes.Equal(got, tarball) {
+			t.Error("the spans together are not the tar")
+		}
+	})
+}
+
 func BenchmarkBuild(b *testing.B) {
 	tarball, _ := sample.Tar(b, 6)
 	for len(tarball) < 64<<20 {

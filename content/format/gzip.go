@@ -145,10 +145,19 @@ func (z *inflater) nextMember() error {
 		return err
 	}
 	z.before, z.crc, z.began, z.open = z.tar, 0, z.offset(), true
+	var ahead int64
 	z.flate = flate.NewReaderOpts(z.br, flate.WithEobCallback(func(c flate.InflateCheckpoint) {
+		// At a stored block the decoder counts the bytes twice that it had
+		// already taken into its bit buffer, and is ahead from there on. After
+		// one the buffer is empty, so that the count should be what was read.
+		end := c.CompressedOffset
+		if c.BitOffset > 0 {
+			end++
+		}
+		ahead = max(ahead, end-(z.offset()-z.began))
 		if !c.Final {
 			z.at(resume{
-				tar: z.before + c.UncompressedOffset, blob: z.began + c.CompressedOffset,
+				tar: z.before + c.UncompressedOffset, blob: z.began + c.CompressedOffset - ahead,
 				bits: c.BitOffset, window: c.Window,
 			})
 		}

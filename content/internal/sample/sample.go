@@ -59,6 +59,13 @@ func Tar(t testing.TB, seed uint64) ([]byte, map[string][]byte) {
 		}, Text(r, n))
 	}
 	write(tar.Header{Typeflag: tar.TypeReg, Name: "zeros", Mode: 0o600}, make([]byte, 300_000))
+	for i := range 40 { // what does not compress is stored, between what does
+		mixed := Text(r, 20_000)
+		for range 30_000 {
+			mixed = append(mixed, byte(r.Uint32()))
+		}
+		write(tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("mixed%d", i)}, append(mixed, Text(r, 20_000)...))
+	}
 	write(tar.Header{
 		Typeflag: tar.TypeReg, Name: "caps", Mode: 0o755,
 		PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02", "SCHILY.xattr.user.a": "b"},
@@ -122,6 +129,41 @@ func compress(t testing.TB, p []byte, open func(io.Writer) io.WriteCloser) []byt
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// Wrap returns a tar of one file: p between text and noise.
+func Wrap(t testing.TB, p []byte) []byte {
+	t.Helper()
+	r := rand.New(rand.NewPCG(uint64(len(p)), 3))
+	data := append(Text(r, 50_000), p...)
+	for range 5000 {
+		data = append(data, byte(r.Uint32()))
+	}
+	data = append(data, Text(r, 50_000)...)
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "file", Size: int64(len(data)), Format: tar.FormatPAX}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// Gzip compresses p at a level from 0 to 9.
+func Gzip(t testing.TB, p []byte, level int) []byte {
+	t.Helper()
+	return compress(t, p, func(w io.Writer) io.WriteCloser {
+		z, err := gzip.NewWriterLevel(w, level)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return z
+	})
 }
 
 // Layer returns the identity of a layer.

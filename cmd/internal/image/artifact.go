@@ -1,0 +1,173 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/peelfs/peel/content/index"
+	"github.com/peelfs/peel/transfer"
+)
+
+// An image's indices hang on it as one artifact: an OCI manifest whose subject
+// is the image's manifest, with a blob for each layer.
+const (
+	ArtifactType  = "application/vnd.peel.layer-index.v1"
+	blobMediaType = "application/vnd.peel.layer-index.v1+binary"
+	layerKey      = "io.peel.layer.digest" // annotation of a blob: the layer it is the index of
+)
+
+// AddIndices gives the store what indices the registry has for the layers, and
+// returns the layers that it has none for. An index that cannot be used is
+// logged and does no harm.
+func (p *Puller) AddIndices(ctx context.Context, img *transfer.Image, layers []transfer.Layer) ([]transfer.Layer, error) {
+	referrers, err := p.Client.Referrers(ctx, img, ArtifactType)
+	if err != nil {
+		p.Log.Warn("cannot list the image's indices", "image", img.Reference, "error", err)
+		return layers, ctx.Err()
+	}
+	for i := len(referrers) - 1; i >= 0 && len(layers) > 0; i-- { // the last one pushed is most often the last one listed
+		a, err := p.Client.Artifact(ctx, img, referrers[i])
+		if err != nil {
+			p.Log.Warn("cannot read an image's indices", "image", img.Reference, "artifact", referrers[i].Digest, "error", err)
+			continue
+		}
+		if layers, err = p.addFrom(ctx, img, a, layers); err != nil {
+			return nil, err
+		}
+	}
+	return layers, ctx.Err()
+}
+
+// addFrom adds what one artifact has, and returns the layers still without.
+func (p *Puller) addFrom(ctx context.Context, img *transfer.Image, a *transfer.Artifact, layers []transfer.Layer) ([]transfer.Layer, error) {
+	blobs := map[digest.Digest]ocispec.Descriptor{}
+	for _, b := range a.Blobs {
+		blobs[digest.Digest(b.Annotations[layerKey])] = b
+	}
+	var mu sync.Mutex
+	var left []transfer.Layer
+	err := p.each(ctx, layers, func(ctx context.Context, l transfer.Layer) error {
+		err := errNone
+		if b, ok := blobs[l.Digest]; ok {
+			err = p.addOne(ctx, img, l, b, a.Digest)
+		}
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, errNone) && ctx.Err() == nil {
+			p.Log.Warn("a layer's index in the registry cannot be used", "image", img.Reference, "layer", l.Digest, "artifact", a.Digest, "error", err)
+		}
+		mu.Lock()
+		left = append(left, l)
+		mu.Unlock()
+		return ctx.Err()
+	})
+	return left, err
+}
+
+var errNone = errors.New("no index")
+
+func (p *Puller) addOne(ctx context.Context, img *transfer.Image, l transfer.Layer, b ocispec.Descriptor, from digest.Digest) error {
+	var raw bytes.Buffer
+	raw.Grow(int(min(b.Size, 64<<20)))
+	if err := p.Client.FetchBlob(ctx, img, b, &raw); err != nil {
+		return err
+	}
+	return p.Store.AddIndex(ctx, ID(l), raw.Bytes(), "artifact "+from.String())
+}
+
+// Push attaches the indices of all layers to the image, and returns the
+// artifact's digest.
+func (p *Puller) Push(ctx context.Context, img *transfer.Image, indices [][]byte) (digest.Digest, error) {
+	var blobs []transfer.ArtifactBlob
+	seen := map[digest.Digest]bool{}
+	for i, l := range img.Layers {
+		if !seen[l.Digest] {
+			seen[l.Digest] = true
+			blobs = append(blobs, transfer.BytesBlob(blobMediaType, map[string]string{layerKey: l.Digest.String()}, indices[i]))
+		}
+	}
+	return p.Client.PushArtifact(ctx, img, ArtifactType, blobs)
+}
+
+// LayerReport says of one layer what makes it lazy, or why it is not.
+type LayerReport struct {
+	Digest     digest.Digest `json:"digest"`
+	MediaType  string        `json:"mediaType"`
+	Size       int64         `json:"size"` // bytes in the registry
+	Lazy       bool          `json:"lazy"`
+	Why        string        `json:"why"`
+	Format     string        `json:"format,omitempty"`
+	Spans      int           `json:"spans,omitempty"`
+	IndexBytes int64         `json:"indexBytes,omitempty"`
+}
+
+// Report lists the layers of an image and what the registry and the store have
+// to make them lazy. It fetches no indices and no layers.
+func (p *Puller) Report(ctx context.Context, img *transfer.Image) ([]LayerReport, error) {
+	remote := map[digest.Digest]LayerReport{}
+	referrers, err := p.Client.Referrers(ctx, img, ArtifactType)
+	note := ""
+	if err != nil {
+		note = fmt.Sprintf(" (cannot list the registry's: %v)", err)
+	}
+	for _, r := range referrers {
+		a, err := p.Client.Artifact(ctx, img, r)
+		if err != nil {
+			note = fmt.Sprintf(" (artifact %s cannot be read: %v)", r.Digest, err)
+			continue
+		}
+		for _, b := range a.Blobs {
+			remote[digest.Digest(b.Annotations[layerKey])] = LayerReport{
+				Lazy: true, Why: "index in the registry, artifact " + a.Digest.String(), IndexBytes: b.Size,
+			}
+		}
+	}
+	var out []LayerReport
+	for _, l := range img.Layers {
+		r, ok := remote[l.Digest]
+		if !ok {
+			r.Why = "no index, in the registry or here" + note + ": the first mount reads the layer whole; peel index --push makes it lazy"
+		}
+		if err := p.reportLocal(l, &r); err != nil {
+			return nil, err
+		}
+		if why := refused(l); why != "" {
+			r = LayerReport{Why: why}
+		}
+		r.Digest, r.MediaType, r.Size = l.Digest, l.MediaType, l.Size
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// reportLocal adds what the store has of a layer.
+func (p *Puller) reportLocal(l transfer.Layer, r *LayerReport) error {
+	from, err := p.Store.IndexFrom(l.Digest)
+	if err != nil || from == "" {
+		return err
+	}
+	layer, err := p.Store.Layer(ID(l), nil)
+	if err != nil {
+		return err
+	}
+	defer layer.Close()
+	st := layer.Stats()
+	why := "index here, " + from
+	if r.Why != "" && r.Lazy {
+		why += "; " + r.Why
+	}
+	if st.Complete {
+		why += "; all of it is here"
+	}
+	r.Lazy, r.Why, r.Format, r.Spans, r.IndexBytes = st.Spans > 0, why, st.Format, st.Spans, st.IndexBytes
+	if st.Spans == 0 {
+		r.Why += fmt.Sprintf("; its %s stream has no place to resume within %d MiB", st.Format, index.MaxSpan>>20)
+	}
+	return nil
+}

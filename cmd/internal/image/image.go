@@ -1,0 +1,249 @@
+// Package image brings an image into the store: it resolves the reference,
+// finds or makes the index of every layer, and opens the layers.
+//
+// It is where transfer and content meet; neither knows the other.
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/peelfs/peel/content"
+	"github.com/peelfs/peel/content/format"
+	"github.com/peelfs/peel/content/index"
+	"github.com/peelfs/peel/transfer"
+	"golang.org/x/sync/errgroup"
+)
+
+// Puller opens images. All fields must be set but Progress.
+type Puller struct {
+	Store    *content.Store
+	Client   *transfer.Client
+	Platform string // that Client chooses by; images are remembered under it
+	Log      *slog.Logger
+	Progress Progress
+}
+
+// Progress hears of long work: of the blob with this digest, done of total
+// bytes have been read. It is called by several goroutines at once.
+type Progress func(work string, blob digest.Digest, done, total int64)
+
+// Image is an image whose layers are all open.
+type Image struct {
+	*transfer.Image
+	Layers []*content.Layer // lowest first; a layer that occurs twice is here twice
+}
+
+// Close closes the layers.
+func (i *Image) Close() error {
+	var errs []error
+	for _, l := range i.Layers {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Tree returns the entries of all layers, lowest first.
+func (i *Image) Entries() ([][]index.Entry, error) {
+	all := make([][]index.Entry, len(i.Layers))
+	for n, l := range i.Layers {
+		entries, err := l.Index().Entries()
+		if err != nil {
+			return nil, fmt.Errorf("layer %s: %w", l.ID().Blob, err)
+		}
+		all[n] = entries
+	}
+	return all, nil
+}
+
+// offlineTime is how long the registry of an image that the store knows may
+// take to answer before the image is used as it was.
+const offlineTime = 10 * time.Second
+
+// Resolve finds the image. If the registry does not answer, or does not let us
+// in, and the store remembers the image, then it is what it was: a cached
+// image starts without its registry. A reference by digest that the store
+// remembers is not asked for at all.
+func (p *Puller) Resolve(ctx context.Context, ref string) (*transfer.Image, error) {
+	known, found, err := p.Store.Image(ref, p.Platform)
+	if err != nil {
+		return nil, err
+	}
+	if found && strings.Contains(ref, "@sha256:") {
+		return transfer.ParseImage(known.Ref, known.Manifest, known.Config)
+	}
+	asking := ctx
+	if found {
+		var cancel context.CancelFunc
+		asking, cancel = context.WithTimeout(ctx, offlineTime)
+		defer cancel()
+	}
+	img, err := p.Client.Resolve(asking, ref)
+	if err == nil {
+		return img, p.remember(ref, img, known, found)
+	}
+	away := errors.Is(err, transfer.ErrUnavailable) || errors.Is(err, transfer.ErrUnauthorized) || asking.Err() != nil
+	if !found || !away || ctx.Err() != nil {
+		return nil, err
+	}
+	p.Log.Warn("the registry does not answer; the image is used as it was", "image", ref, "resolved", known.Resolved, "error", err)
+	return transfer.ParseImage(known.Ref, known.Manifest, known.Config)
+}
+
+// remember keeps what the reference stands for.
+func (p *Puller) remember(ref string, img *transfer.Image, known content.Image, found bool) error {
+	if found && known.Digest == img.Digest {
+		return nil
+	}
+	return p.Store.PutImage(content.Image{
+		Ref: ref, Platform: p.Platform, Digest: img.Digest,
+		Manifest: img.Manifest, Config: img.Config, Resolved: time.Now().UTC(),
+	})
+}
+
+// Open resolves an image and opens its layers. A layer without an index in the
+// store gets the one that the registry has; failing that, it is read once from
+// its first to its last byte, all such layers side by side.
+func (p *Puller) Open(ctx context.Context, ref string) (*Image, error) {
+	img, err := p.Resolve(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	missing, err := p.missing(img)
+	if err != nil {
+		return nil, err
+	}
+	if len(missing) > 0 {
+		if missing, err = p.AddIndices(ctx, img, missing); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.each(ctx, missing, func(ctx context.Context, l transfer.Layer) error {
+		p.Log.Info("the layer has no index: reading it once", "layer", l.Digest, "bytes", l.Size)
+		return p.Store.Ingest(ctx, ID(l), p.Client.Blob(img, l.Descriptor), p.track("fetch", l))
+	}); err != nil {
+		return nil, err
+	}
+	return p.openLayers(img)
+}
+
+func (p *Puller) openLayers(img *transfer.Image) (*Image, error) {
+	out := &Image{Image: img}
+	for _, l := range img.Layers {
+		layer, err := p.Store.Layer(ID(l), p.Client.Blob(img, l.Descriptor))
+		if err != nil {
+			return nil, errors.Join(err, out.Close())
+		}
+		out.Layers = append(out.Layers, layer)
+	}
+	return out, nil
+}
+
+// missing returns the layers that have no index in the store, each once.
+func (p *Puller) missing(img *transfer.Image) ([]transfer.Layer, error) {
+	var missing []transfer.Layer
+	seen := map[digest.Digest]bool{}
+	for _, l := range img.Layers {
+		if seen[l.Digest] {
+			continue
+		}
+		seen[l.Digest] = true
+		if why := refused(l); why != "" {
+			return nil, fmt.Errorf("layer %s of %s: %s", l.Digest, img.Reference, why)
+		}
+		ok, err := p.Store.HasIndex(l.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			missing = append(missing, l)
+		}
+	}
+	return missing, nil
+}
+
+// refused says why a layer cannot be used, or nothing.
+func refused(l transfer.Layer) string {
+	if strings.Contains(l.MediaType, "foreign") || strings.Contains(l.MediaType, "nondistributable") {
+		return fmt.Sprintf("its media type %s says that registries do not have it", l.MediaType)
+	}
+	if strings.HasSuffix(l.MediaType, "+encrypted") {
+		return fmt.Sprintf("its media type %s says that it is encrypted, which peel does not read", l.MediaType)
+	}
+	return ""
+}
+
+// each calls fn for all layers side by side, and ends with the first failure.
+func (p *Puller) each(ctx context.Context, layers []transfer.Layer, fn func(context.Context, transfer.Layer) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelLayers)
+	for _, l := range layers {
+		g.Go(func() error { return fn(ctx, l) })
+	}
+	return g.Wait()
+}
+
+// parallelLayers is how many layers are read at once: enough to keep a link
+// busy while one of them is at its end.
+const parallelLayers = 6
+
+// track returns a function that adds up what has been read of a layer.
+func (p *Puller) track(work string, l transfer.Layer) func(int) {
+	if p.Progress == nil {
+		return nil
+	}
+	var mu sync.Mutex
+	var done int64
+	return func(n int) {
+		mu.Lock()
+		done += int64(n)
+		now := done
+		mu.Unlock()
+		p.Progress(work, l.Digest, now, l.Size)
+	}
+}
+
+// ID is what identifies a layer to the store.
+func ID(l transfer.Layer) format.Layer {
+	return format.Layer{Blob: l.Digest, Size: l.Size, DiffID: l.DiffID}
+}
+
+// Index makes sure that the store has the index of every layer, and returns
+// them in the order of the layers. What has none is read once; its data is not
+// kept.
+func (p *Puller) Index(ctx context.Context, img *transfer.Image) ([][]byte, error) {
+	missing, err := p.missing(img)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.each(ctx, missing, func(ctx context.Context, l transfer.Layer) error {
+		raw, err := content.BuildIndex(ctx, ID(l), p.Client.Blob(img, l.Descriptor), nil, p.track("index", l))
+		if err != nil {
+			return err
+		}
+		return p.Store.AddIndex(ctx, ID(l), raw, "read by peel index")
+	}); err != nil {
+		return nil, err
+	}
+	opened, err := p.openLayers(img)
+	if err != nil {
+		return nil, err
+	}
+	defer opened.Close()
+	var all [][]byte
+	for _, l := range opened.Layers {
+		var b bytes.Buffer
+		if _, err := l.WriteIndex(&b); err != nil {
+			return nil, err
+		}
+		all = append(all, b.Bytes())
+	}
+	return all, nil
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/peelfs/peel/cmd/internal/image"
+	"github.com/peelfs/peel/fs"
+	"github.com/urfave/cli/v2"
+)
+
+func mountCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "mount",
+		Usage:     "mount an image, fetching what is read when it is read",
+		ArgsUsage: "IMAGE DIR",
+		Description: "Shows the file system of IMAGE in the folder DIR and returns. A process stays\n" +
+			"behind that serves it; peel umount DIR, or umount, ends it.\n\n" +
+			"An image that has been indexed (peel index --push) is mounted at once. Of one\n" +
+			"that has not, each layer is first read once, and its index kept.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "foreground", Aliases: []string{"f"}, Usage: "stay, and unmount when interrupted"},
+			&cli.BoolFlag{Name: "rw", Usage: "allow writes; they are lost with the mount (needs root)"},
+			&cli.DurationFlag{Name: "read-timeout", Usage: "let a read fail after `TIME` without the data it needs", Value: fs.DefaultReadTimeout},
+			platformFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			a, err := args(c, "IMAGE", "DIR")
+			if err != nil {
+				return err
+			}
+			m, err := newMounting(c, a[0], a[1])
+			if err != nil {
+				return err
+			}
+			if child := os.Getenv(childEnv); child != "" {
+				return m.serveParent(c)
+			}
+			if c.Bool("foreground") {
+				bar := newBar(os.Stderr)
+				err := m.serve(c.Context, c, bar.update, func() {
+					bar.end()
+					fmt.Fprintf(os.Stderr, "%s is mounted on %s; interrupt to unmount\n", m.ref, m.dir)
+				})
+				bar.end()
+				return err
+			}
+			return m.inBackground(c)
+		},
+	}
+}
+
+// mounting is one image on its way to one place.
+type mounting struct {
+	ref, dir, root string
+	session        session
+}
+
+func newMounting(c *cli.Context, ref, dir string) (*mounting, error) {
+	rootDir, err := root(c)
+	if err != nil {
+		return nil, err
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	abs, err = filepath.EvalSymlinks(abs)
+	if err != nil {
+		return nil, fmt.Errorf("mount on %s: %w; make the folder first", dir, err)
+	}
+	if st, err := os.Stat(abs); err != nil {
+		return nil, fmt.Errorf("mount on %s: %w; if a mount was left behind, peel umount %s removes it", dir, err, dir)
+	} else if !st.IsDir() {
+		return nil, fmt.Errorf("mount on %s: it is not a folder", dir)
+	}
+	if c.Bool("rw") && os.Geteuid() != 0 {
+		return nil, errors.New("--rw mounts an overlay, which needs root; mount it read-only, or as root")
+	}
+	return &mounting{ref: ref, dir: abs, root: rootDir, session: sessionFor(rootDir, abs)}, nil
+}
+
+// serve mounts the image, calls ready, and returns when it is unmounted. Until
+// it is mounted, the end of the context waiting ends it; after that, the end of
+// c's unmounts it.
+func (m *mounting) serve(waiting context.Context, c *cli.Context, progress image.Progress, ready func()) (err error) {
+	lock, err := m.session.acquire()
+	if errors.Is(err, errAlive) {
+		return fmt.Errorf("an image is mounted on %s already: peel umount %s", m.dir, m.dir)
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	defer func() { err = errors.Join(err, m.session.remove()) }()
+	e, err := newEngine(c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.close()) }()
+	e.Progress = progress
+	img, err := e.Open(waiting, m.ref)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	srv, err := m.mount(c, img)
+	if err != nil {
+		return err
+	}
+	defer srv.Wait()
+	info := mountInfo{Image: img.Reference, Digest: img.Digest.String(), Dir: m.dir, PID: os.Getpid(), RW: c.Bool("rw"), Started: time.Now().UTC()}
+	a := &answering{info: info, session: m.session, engine: e, image: img, server: srv}
+	stop, err := a.start()
+	if err != nil {
+		return errors.Join(err, srv.Unmount())
+	}
+	defer stop()
+	ready()
+	return m.wait(c.Context, srv)
+}
+
+// mount builds the tree and mounts it. The entries are garbage after that,
+// and most of what the process has ever used, so the memory is given back.
+func (m *mounting) mount(c *cli.Context, img *image.Image) (*fs.Server, error) {
+	entries, err := img.Entries()
+	if err != nil {
+		return nil, err
+	}
+	tree, err := fs.Merge(entries)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", m.ref, err)
+	}
+	blobs := make([]fs.Blob, len(img.Layers))
+	for i, l := range img.Layers {
+		blobs[i] = l
+	}
+	opts := fs.Options{Image: img.Reference, ReadTimeout: c.Duration("read-timeout")}
+	if opts.Log, err = logger(c); err != nil {
+		return nil, err
+	}
+	if c.Bool("rw") {
+		opts.Scratch = m.session.path("scratch")
+		if err := os.MkdirAll(opts.Scratch, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	srv, err := fs.Mount(m.dir, tree, blobs, opts)
+	entries = nil
+	debug.FreeOSMemory()
+	return srv, err
+}
+
+// wait returns when the image is unmounted. At the end of the context it
+// unmounts it, and if it is in use, goes on until it is not.
+func (m *mounting) wait(ctx context.Context, srv *fs.Server) error {
+	done := make(chan struct{})
+	go func() { srv.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	if err := srv.Unmount(); err != nil {
+		fmt.Fprintf(os.Stderr, "peel: %v; peel goes on until it is unmounted\n", err)
+		<-done
+	}
+	return nil
+}

@@ -3,7 +3,6 @@ package index
 import (
 	"fmt"
 	"iter"
-	"slices"
 	"strings"
 )
 
@@ -148,11 +147,17 @@ func checkSpans(spans []Span, h *Header, windows int64) error {
 // Extents returns the runs of the entry's data in the tar, in order, whether
 // it is sparse or not. What is no regular file, and what is empty, has none.
 func (e *Entry) Extents() iter.Seq[Extent] {
-	if e.Type != Regular || e.Size == 0 {
-		return slices.Values[[]Extent](nil)
+	return func(yield func(Extent) bool) {
+		switch {
+		case e.Type != Regular || e.Size == 0:
+		case e.Sparse == nil:
+			yield(Extent{TarOff: e.TarOff, Len: e.Size})
+		default:
+			for _, x := range e.Sparse {
+				if !yield(x) {
+					return
+				}
+			}
+		}
 	}
-	if e.Sparse != nil {
-		return slices.Values(e.Sparse)
-	}
-	return slices.Values([]Extent{{TarOff: e.TarOff, Len: e.Size}})
 }

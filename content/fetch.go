@@ -206,6 +206,7 @@ func (l *Layer) fetchRun(lo, hi int) (int, error) {
 		}
 		return lo, err
 	}
+	l.store.log.Debug("fetch", "layer", l.id.Blob, "spans", hi-lo, "from", lo, "bytes", l.spans[hi-1].BlobOff+l.spans[hi-1].BlobLen-l.spans[lo].BlobOff)
 	next, err := l.transfer(src, lo, hi)
 	if errors.Is(err, format.ErrCorrupt) {
 		l.stats.refetched.Add(1)

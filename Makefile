@@ -1,0 +1,42 @@
+# What there is to run: make help.
+
+FUZZTIME ?= 60s
+BENCH    ?=
+export CGO_ENABLED ?= 0
+
+GOBUILD = go build -trimpath -ldflags "-s -w"
+
+.PHONY: help build setup demo test race lint fuzz bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
+
+build: ## static binaries into bin/
+	$(GOBUILD) -o bin/ ./cmd/...
+
+setup: ## install the Debian packages that are missing
+	@integration/setup.sh
+
+demo: setup build ## mount a Debian image over a slow link, beside a full pull
+	cd integration && go run ./demo
+
+test: setup build ## all tests: units, and real registries and images
+	go test ./...
+	cd integration && go test -count=1 -p 1 -timeout 20m ./...
+
+race: export CGO_ENABLED = 1
+race: setup ## the unit tests under the race detector
+	go test -race ./...
+	cd integration && go test -race ./cache ./compare ./link ./mounts ./process
+
+lint: setup ## gofmt, go vet, staticcheck, errcheck, shellcheck
+	integration/lint.sh
+
+fuzz: ## every fuzz target for FUZZTIME (60s)
+	integration/fuzz.sh $(FUZZTIME)
+
+bench: setup build ## the figures of the README; BENCH="-run NAME -n RUNS" for some
+	cd integration && go run ./bench $(BENCH)
+
+clean: ## what build made; images and programs stay in the user's cache folder
+	rm -rf bin

@@ -1,0 +1,97 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// reader reads from the layers' flat blobs.
+type reader struct {
+	blobs   []Blob
+	timeout time.Duration // of one request. The kernel asks again when read-ahead fails, so a read waits twice as long.
+	stats   counters
+	report  report
+}
+
+type counters struct {
+	present, fetched, failed atomic.Uint64
+}
+
+func (c *counters) load() Stats {
+	return Stats{Present: c.present.Load(), Fetched: c.fetched.Load(), Failed: c.failed.Load()}
+}
+
+// read returns len(buf) bytes at off of a layer's flat blob: as a place in a
+// local file, which the kernel splices, or in buf once they are fetched.
+func (r *reader) read(c caller, layer int, off int64, buf []byte) (fuse.ReadResult, error) {
+	blob := r.blobs[layer]
+	if f, ok := blob.Local(off, int64(len(buf))); ok {
+		r.stats.present.Add(1)
+		return fuse.ReadResultFd(f.Fd(), off, len(buf)), nil
+	}
+	ctx, stop := c.context(r.timeout)
+	defer stop()
+	got, err := blob.ReadAtContext(ctx, buf, off)
+	if got == len(buf) {
+		r.stats.fetched.Add(1)
+		return fuse.ReadResultData(buf), nil
+	}
+	switch ctx.Err() {
+	case context.Canceled:
+		return nil, errAbandoned
+	case context.DeadlineExceeded:
+		return nil, fmt.Errorf("gave up after %v: %w", r.timeout, err)
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%d bytes of %d: %w", got, len(buf), io.ErrUnexpectedEOF)
+	}
+	return nil, err
+}
+
+// errAbandoned is the error of a read that nobody waits for any more.
+var errAbandoned = errors.New("the process that reads is gone, or the mount is")
+
+// errno is what a failed read tells the process. It is EINTR only for a
+// process that is being killed. All else is EIO, a timeout too: ETIMEDOUT is
+// for sockets, and programs that read files know EIO. Which it was is in the
+// log.
+func errno(err error) fuse.Status {
+	if errors.Is(err, errAbandoned) {
+		return fuse.EINTR
+	}
+	return fuse.EIO
+}
+
+// quiet is the least time between two messages about reads that failed: while
+// a registry is gone there may be thousands a second.
+const quiet = time.Second
+
+// report tells the log of reads that failed.
+type report struct {
+	log   *slog.Logger
+	image string
+
+	mu      sync.Mutex
+	last    time.Time
+	skipped int
+}
+
+func (r *report) failed(t *Tree, id NodeID, off, n int64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.last) < quiet {
+		r.skipped++
+		return
+	}
+	r.log.Error("read failed", "image", r.image, "path", t.Path(id), "layer", t.Attr(id).Layer,
+		"offset", off, "bytes", n, "error", err, "unreported", r.skipped)
+	r.last, r.skipped = time.Now(), 0
+}

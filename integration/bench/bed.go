@@ -1,0 +1,113 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/peelfs/peel/integration/cli"
+	"github.com/peelfs/peel/integration/images"
+	"github.com/peelfs/peel/integration/link"
+	"github.com/peelfs/peel/integration/mounts"
+	"github.com/peelfs/peel/integration/registry"
+)
+
+// The links that are measured over.
+var (
+	slow = link.Options{Rate: 100e6, RTT: 20 * time.Millisecond}
+	fast = link.Options{}
+)
+
+// bed is what all experiments share: a folder and a registry with images.
+type bed struct {
+	peel     string // the program
+	dir      string
+	remove   func() error
+	registry *registry.Registry
+	pushed   map[string]bool
+}
+
+func newBed(ctx context.Context, peel string) (*bed, error) {
+	dir, remove, err := mounts.TempDir()
+	if err != nil {
+		return nil, err
+	}
+	r, err := registry.Start(ctx, dir, "")
+	if err != nil {
+		return nil, errors.Join(err, remove())
+	}
+	return &bed{peel, dir, remove, r, map[string]bool{}}, nil
+}
+
+func (b *bed) close() error { return errors.Join(b.registry.Close(), b.remove()) }
+
+// push pushes an image, with indices if indexed, and returns its repository.
+func (b *bed) push(ctx context.Context, img *images.Image, indexed bool) (repo string, err error) {
+	repo = img.Name
+	if !indexed {
+		repo += "-plain"
+	}
+	if b.pushed[repo] {
+		return repo, nil
+	}
+	if err := b.registry.Push(ctx, img, repo); err != nil {
+		return "", err
+	}
+	if indexed {
+		indexer := cli.Peel{Program: b.peel, Root: filepath.Join(b.dir, "indexer")}
+		if _, err := indexer.Run(ctx, "index", "--push", b.ref(repo)); err != nil {
+			return "", err
+		}
+	}
+	b.pushed[repo] = true
+	return repo, nil
+}
+
+// ref names the repository's image, with no link in between.
+func (b *bed) ref(repo string) string { return b.registry.Addr() + "/" + repo + ":latest" }
+
+// unpack unpacks an image onto the disk, and returns the root file system.
+func (b *bed) unpack(ctx context.Context, img *images.Image) (root string, err error) {
+	bundle := filepath.Join(b.dir, "unpacked-"+img.Name)
+	out, err := exec.CommandContext(ctx, "umoci", "unpack", "--image", img.Layout+":"+images.Tag, bundle).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("umoci unpack %s: %w\n%s", img.Layout, err, out)
+	}
+	return filepath.Join(bundle, "rootfs"), nil
+}
+
+// machine returns a line on what this runs on.
+func machine() (string, error) {
+	var uname unix.Utsname
+	if err := unix.Uname(&uname); err != nil {
+		return "", err
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return "", err
+	}
+	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "", err
+	}
+	model := "unknown processor"
+	for line := range strings.Lines(string(cpuinfo)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			model = strings.TrimSpace(value)
+			break
+		}
+	}
+	release := string(uname.Release[:bytes.IndexByte(uname.Release[:], 0)])
+	memory := float64(info.Totalram) * float64(info.Unit) / (1 << 30)
+	return fmt.Sprintf("%d cores (%s), %.0f GiB, Linux %s, %s.",
+		runtime.NumCPU(), model, memory, release, runtime.Version()), nil
+}

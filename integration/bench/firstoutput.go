@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+
+	"github.com/peelfs/peel/integration/coldstart"
+	"github.com/peelfs/peel/integration/images"
+	"github.com/peelfs/peel/integration/link"
+)
+
+// firstOutput starts the Python program with an empty cache, lazily and after
+// a full pull.
+func firstOutput(what string, over link.Options, indexed bool) prepare {
+	return func(ctx context.Context, b *bed) (round, func() error, error) {
+		img, err := images.Python(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		repo, err := b.push(ctx, img, indexed)
+		if err != nil {
+			return nil, nil, err
+		}
+		node := coldstart.Node{Peel: b.peel, Registry: b.registry, Link: over}
+		program := coldstart.Program{Repo: repo, Args: images.Program, Ready: images.Ready}
+		systems := []struct {
+			name  string
+			start func(context.Context, coldstart.Program) (coldstart.Result, error)
+		}{{peelRow, node.Lazily}, {containerdRow, node.AfterPull}}
+		return func(ctx context.Context, s *samples) error {
+			for _, system := range systems {
+				r, err := system.start(ctx, program)
+				if err != nil {
+					return err
+				}
+				s.add(what+": file system there", system.name, "s", r.Root.Seconds())
+				s.add(what+": first output", system.name, "s", r.Output.Seconds())
+				s.add(what+": over the link", system.name, "MB", float64(r.Received)/1e6)
+				s.add(what+": requests", system.name, "", float64(r.Requests))
+			}
+			return nil
+		}, nothing, nil
+	}
+}

@@ -1,0 +1,52 @@
+#!/bin/sh
+# Installs the Debian packages that building and testing need and that are
+# missing. Does nothing, in a few milliseconds, when none is.
+set -eu
+
+packages='
+	ca-certificates
+	fuse3
+	gcc
+	libc6-dev
+	mmdebstrap
+	runc
+	shellcheck
+	umoci
+'
+# fuse3: mounting as an ordinary user    mmdebstrap: real images
+# umoci: unpacks what we compare with    runc: containerd's tasks
+# gcc, libc6-dev: the race detector      shellcheck: make lint
+# ca-certificates: Go modules over HTTPS
+
+# dpkg-query fails if it does not know one of them, which is no failure here.
+# shellcheck disable=SC2086  # one word for each package
+installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' $packages 2>/dev/null |
+	sed -n 's/ installed$//p') || true
+missing=
+for package in $packages; do
+	case "
+$installed
+" in
+	*"
+$package
+"*) ;;
+	*) missing="$missing $package" ;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+
+install="apt-get install --yes --no-install-recommends$missing"
+if [ "$(id -u)" -ne 0 ]; then
+	echo "Debian packages are missing. As root: apt-get update && $install" >&2
+	exit 1
+fi
+echo "Installing Debian packages that are missing:$missing"
+export DEBIAN_FRONTEND=noninteractive
+
+# Package lists may be old or absent, and a mirror may fail for a moment.
+for try in 1 2 3; do
+	$install -o Acquire::Retries=3 -o APT::Update::Error-Mode=any >/dev/null && exit 0
+	echo "Try $try of 3 failed; updating the package lists." >&2
+	apt-get update -o Acquire::Retries=3 >/dev/null || true
+done
+exec $install

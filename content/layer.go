@@ -222,6 +222,12 @@ func (l *Layer) setSource(src Blob) {
 	}
 }
 
+// String returns the layer's name: the hexadecimal part of its digest.
+func (l *Layer) String() string { return l.id.Blob.Encoded() }
+
+// Whole returns the path of the flat blob if all of it is present.
+func (l *Layer) Whole() (path string, ok bool) { return l.flat.Name(), l.complete() }
+
 // ID returns what identifies the layer.
 func (l *Layer) ID() format.Layer { return l.id }
 

@@ -47,6 +47,17 @@ func (b *testBlob) Local(off, n int64) (*os.File, bool) {
 	return b.file, missing == nil || !(*missing)(off)
 }
 
+func (b *testBlob) Size() int64 {
+	if b.file == nil {
+		return 0
+	}
+	fi, err := b.file.Stat()
+	if err != nil {
+		panic(err)
+	}
+	return index.Align(fi.Size())
+}
+
 func (b *testBlob) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
 	if fetch := b.fetch.Load(); fetch != nil {
 		if err := (*fetch)(ctx); err != nil {
@@ -111,6 +122,9 @@ func mountLayers(t testing.TB, opts Options, layers ...[]index.Entry) (dir strin
 			size = max(size, index.Align(e.Off+e.Size))
 		}
 		blobs = append(blobs, newBlob(t, size))
+	}
+	if opts.Driver == "" {
+		opts.Driver = TreeFUSE
 	}
 	dir = openDir(t)
 	s, err = Mount(dir, tree, blobs, opts)

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,12 +29,17 @@ type Blob interface {
 	// if all of it is present. The file must stay open, and the data in place,
 	// as long as the mount lasts.
 	Local(off, n int64) (f *os.File, ok bool)
+
+	// Size is the length of the flat blob in bytes: whole blocks.
+	Size() int64
 }
 
 // Options are the settings of a mount. The zero value is good.
 type Options struct {
 	Image       string        // the image's reference, for mount(8) and messages. Default "peel".
 	Scratch     string        // folder of a writable overlay, see MountScratch. Default: the mount is read-only.
+	Driver      Driver        // how the kernel shows the image. Default Auto.
+	State       string        // folder for what a mount needs for a moment, on the store's file system. Default os.TempDir().
 	ReadTimeout time.Duration // longest wait for data that must be fetched. Default 30 s.
 	Log         *slog.Logger  // where reads that failed are told. Default slog.Default().
 }
@@ -50,13 +56,31 @@ type Stats struct {
 	Failed  uint64 // ended in an error; a process that is killed while it waits does not count
 }
 
+// withDefaults returns o with every unset field set.
+func (o Options) withDefaults() Options {
+	o.Image = cmp.Or(o.Image, "peel")
+	o.Driver = cmp.Or(o.Driver, Auto)
+	o.State = cmp.Or(o.State, os.TempDir())
+	o.ReadTimeout = cmp.Or(o.ReadTimeout, DefaultReadTimeout)
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return o
+}
+
 // Server is a mounted tree.
 type Server struct {
-	dir   string
-	srv   *fuse.Server
-	stats *counters
-	done  chan struct{}
+	dir    string
+	driver Driver
+	why    string       // the faster drivers do not work
+	srv    *fuse.Server // of a tree that an ordinary user has mounted
+	stats  *counters
+	done   chan struct{}
 }
+
+// Driver says how the kernel shows the tree, and why it is none of the faster
+// drivers; "" if it is the fastest, or was asked for.
+func (s *Server) Driver() (d Driver, why string) { return s.driver, s.why }
 
 // Mount shows a tree in a directory. blobs are the layers' flat blobs, in the
 // order of Merge's layers; the caller closes them after Wait has returned.
@@ -72,21 +96,13 @@ func Mount(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, error) 
 	if len(blobs) != tree.Layers() {
 		return nil, fmt.Errorf("mount %s: %d blobs for %d layers", dir, len(blobs), tree.Layers())
 	}
-	if opts.Image == "" {
-		opts.Image = "peel"
-	}
-	if opts.ReadTimeout == 0 {
-		opts.ReadTimeout = DefaultReadTimeout
-	}
-	if opts.Log == nil {
-		opts.Log = slog.Default()
-	}
+	opts = opts.withDefaults()
 	dir, err := mountPoint(dir)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", opts.Image, err)
 	}
 	if opts.Scratch == "" {
-		return mountTree(dir, tree, blobs, opts)
+		return mountAny(dir, tree, blobs, opts)
 	}
 	return mountRW(dir, tree, blobs, opts)
 }
@@ -109,13 +125,14 @@ func mountPoint(dir string) (string, error) {
 	return abs, nil
 }
 
+// mountTree mounts the tree as a FUSE file system of its own.
 func mountTree(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, error) {
 	raw := newRaw(tree, blobs, opts)
-	srv, err := newServer(raw, dir, mountOptions(tree, opts))
+	srv, err := newServer(raw, dir, raw.options(opts))
 	if err != nil {
 		return nil, fmt.Errorf("mount %s on %s: %w%s", opts.Image, dir, err, mountHint())
 	}
-	s := &Server{dir: dir, srv: srv, stats: &raw.stats, done: make(chan struct{})}
+	s := &Server{dir: dir, driver: TreeFUSE, srv: srv, stats: raw.stats, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		srv.Serve()
@@ -173,7 +190,7 @@ func mountRW(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, error
 	if err := os.MkdirAll(lower, 0o700); err != nil {
 		return nil, fmt.Errorf("mount %s: scratch folder: %w", opts.Image, err)
 	}
-	s, err := mountTree(lower, tree, blobs, opts)
+	s, err := mountAny(lower, tree, blobs, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -184,9 +201,9 @@ func mountRW(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, error
 	return s, nil
 }
 
-// mountOptions says how the kernel is to treat the tree: as something that
-// never changes, so that it asks for each thing once.
-func mountOptions(tree *Tree, opts Options) *fuse.MountOptions {
+// fuseOptions says how the kernel is to treat our file systems: as something
+// that never changes, so that it asks for each thing once.
+func fuseOptions(opts Options) *fuse.MountOptions {
 	o := &fuse.MountOptions{
 		FsName: opts.Image,
 		Name:   "peel",
@@ -210,12 +227,6 @@ func mountOptions(tree *Tree, opts Options) *fuse.MountOptions {
 		// Passthrough makes nested overlays fail.
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
 		ExtraCapabilities:    fuse.CAP_NO_OPENDIR_SUPPORT,
-
-		// Without them the kernel asks for security.capability once, and for
-		// ACLs never. With EnableAcl it asks for each file's ACL that a check
-		// needs, so that is for images that have any.
-		DisableXAttrs: !tree.hasXattrs(),
-		EnableAcl:     tree.hasACLs(),
 	}
 	if os.Geteuid() == 0 {
 		o.AllowOther = true

@@ -21,20 +21,23 @@ const forever = 1 << 32
 // mount is read-only.
 type raw struct {
 	fuse.RawFileSystem
-	tree *Tree
+	tree  *Tree
+	blobs []Blob
 	reader
 }
 
 func newRaw(tree *Tree, blobs []Blob, opts Options) *raw {
-	return &raw{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(),
-		tree:          tree,
-		reader: reader{
-			blobs:   blobs,
-			timeout: opts.ReadTimeout / 2,
-			report:  report{log: opts.Log, image: opts.Image},
-		},
-	}
+	return &raw{RawFileSystem: fuse.NewDefaultRawFileSystem(), tree: tree, blobs: blobs, reader: newReader(opts)}
+}
+
+// options are those of the mount.
+func (r *raw) options(opts Options) *fuse.MountOptions {
+	o := fuseOptions(opts)
+	// Without them the kernel asks for security.capability once, and for ACLs
+	// never. With EnableAcl it asks for each file's ACL that a check needs, so
+	// that is for images that have any.
+	o.DisableXAttrs, o.EnableAcl = !r.tree.hasXattrs(), r.tree.hasACLs()
+	return o
 }
 
 func (r *raw) String() string { return "peel" }
@@ -181,17 +184,15 @@ func (r *raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	if in.Offset >= uint64(n.size) {
 		return fuse.ReadResultData(nil), fuse.OK
 	}
-	want := min(int64(len(buf)), n.size-int64(in.Offset))
-	res, err := r.read(caller{cancel, in.Caller.Pid}, int(n.layer), n.off+int64(in.Offset), buf[:want])
+	off := int64(in.Offset)
+	buf = buf[:min(int64(len(buf)), n.size-off)]
+	res, err := r.read(caller{cancel, in.Caller.Pid}, r.blobs[n.layer], n.off+off, buf)
 	if err == nil {
 		return res, fuse.OK
 	}
-	status = errno(err)
-	if status != fuse.EINTR {
-		r.stats.failed.Add(1)
-		r.report.failed(r.tree, id, int64(in.Offset), want, err)
-	}
-	return nil, status
+	return nil, r.fail(err, func() []any {
+		return []any{"path", r.tree.Path(id), "layer", n.layer, "offset", off, "bytes", len(buf)}
+	})
 }
 
 // entry fills in the answer that a name has a node.

@@ -13,12 +13,15 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// reader reads from the layers' flat blobs.
+// reader reads from flat blobs.
 type reader struct {
-	blobs   []Blob
 	timeout time.Duration // of one request. The kernel asks again when read-ahead fails, so a read waits twice as long.
-	stats   counters
-	report  report
+	stats   *counters
+	report  *report
+}
+
+func newReader(opts Options) reader {
+	return reader{timeout: opts.ReadTimeout / 2, report: &report{log: opts.Log, image: opts.Image}, stats: new(counters)}
 }
 
 type counters struct {
@@ -29,10 +32,9 @@ func (c *counters) load() Stats {
 	return Stats{Present: c.present.Load(), Fetched: c.fetched.Load(), Failed: c.failed.Load()}
 }
 
-// read returns len(buf) bytes at off of a layer's flat blob: as a place in a
+// read returns len(buf) bytes at off of a flat blob: as a place in a
 // local file, which the kernel splices, or in buf once they are fetched.
-func (r *reader) read(c caller, layer int, off int64, buf []byte) (fuse.ReadResult, error) {
-	blob := r.blobs[layer]
+func (r *reader) read(c caller, blob Blob, off int64, buf []byte) (fuse.ReadResult, error) {
 	if f, ok := blob.Local(off, int64(len(buf))); ok {
 		r.stats.present.Add(1)
 		return fuse.ReadResultFd(f.Fd(), off, len(buf)), nil
@@ -70,6 +72,17 @@ func errno(err error) fuse.Status {
 	return fuse.EIO
 }
 
+// fail counts and reports a read that failed, and returns what to tell the
+// kernel. what says for the log which read it was.
+func (r *reader) fail(err error, what func() []any) fuse.Status {
+	status := errno(err)
+	if status != fuse.EINTR {
+		r.stats.failed.Add(1)
+		r.report.failed(err, what)
+	}
+	return status
+}
+
 // quiet is the least time between two messages about reads that failed: while
 // a registry is gone there may be thousands a second.
 const quiet = time.Second
@@ -84,14 +97,13 @@ type report struct {
 	skipped int
 }
 
-func (r *report) failed(t *Tree, id NodeID, off, n int64, err error) {
+func (r *report) failed(err error, what func() []any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if time.Since(r.last) < quiet {
 		r.skipped++
 		return
 	}
-	r.log.Error("read failed", "image", r.image, "path", t.Path(id), "layer", t.Attr(id).Layer,
-		"offset", off, "bytes", n, "error", err, "unreported", r.skipped)
+	r.log.Error("read failed", append(what(), "image", r.image, "error", err, "unreported", r.skipped)...)
 	r.last, r.skipped = time.Now(), 0
 }

@@ -275,24 +275,18 @@ func TestReadMapped(t *testing.T) {
 func TestReadReport(t *testing.T) {
 	var text bytes.Buffer
 	r := report{log: slog.New(slog.NewTextHandler(&text, nil)), image: "registry.test/img"}
-	tree, err := Merge(parseLayers("f x\n--\nf a/b"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, _ := tree.Lookup(Root, "a")
-	b, _ := tree.Lookup(a, "b")
 	cause := errors.New("503 Service Unavailable")
+	what := func() []any { return []any{"path", "/a/b", "offset", 4096} }
 	for range 5 {
-		r.failed(tree, b, 4096, 100, cause)
+		r.failed(cause, what)
 	}
-	want := `msg="read failed" image=registry.test/img path=/a/b layer=1 offset=4096 bytes=100 ` +
-		`error="503 Service Unavailable" unreported=0`
+	want := `msg="read failed" path=/a/b offset=4096 image=registry.test/img error="503 Service Unavailable" unreported=0`
 	if got := text.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, want) {
 		t.Errorf("got %s", got)
 	}
 	r.last = r.last.Add(-quiet)
 	text.Reset()
-	r.failed(tree, b, 0, 1, cause)
+	r.failed(cause, what)
 	if got := text.String(); !strings.Contains(got, "unreported=4") {
 		t.Errorf("got %s", got)
 	}

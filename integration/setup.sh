@@ -43,10 +43,14 @@ fi
 echo "Installing Debian packages that are missing:$missing"
 export DEBIAN_FRONTEND=noninteractive
 
-# Package lists may be old or absent, and a mirror may fail for a moment.
+# Without package lists, or with old ones, apt cannot find a package.
+if ! $install --simulate >/dev/null 2>&1; then
+	apt-get update -o Acquire::Retries=3 >/dev/null || true
+fi
 for try in 1 2 3; do
-	$install -o Acquire::Retries=3 -o APT::Update::Error-Mode=any >/dev/null && exit 0
-	echo "Try $try of 3 failed; updating the package lists." >&2
+	$install -o Acquire::Retries=3 >/dev/null && exit 0
+	echo "Try $try of 3 failed." >&2
+	sleep "$try"
 	apt-get update -o Acquire::Retries=3 >/dev/null || true
 done
-exec $install
+exit 1

@@ -32,7 +32,8 @@ func main() {
 }
 
 func newApp() *cli.App {
-	return &cli.App{
+	usage := func(_ *cli.Context, err error, _ bool) error { return fmt.Errorf("%w; --help says what there is", err) }
+	app := &cli.App{
 		Name:  "peel",
 		Usage: "run container images before they have arrived",
 		Description: "peel mounts an image's whole file system at once and fetches only what is read,\n" +
@@ -55,10 +56,12 @@ func newApp() *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints it
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return fmt.Errorf("%w; see peel --help", err)
-		},
+		OnUsageError: usage,
 	}
+	for _, c := range app.Commands {
+		c.OnUsageError = usage
+	}
+	return app
 }
 
 // defaultRoot is the machine's cache for root, and the user's own for others.

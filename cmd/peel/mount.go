@@ -26,6 +26,7 @@ func mountCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "foreground", Aliases: []string{"f"}, Usage: "stay, and unmount when interrupted"},
 			&cli.BoolFlag{Name: "rw", Usage: "allow writes; they are lost with the mount (needs root)"},
+			&cli.StringFlag{Name: "driver", Usage: "show the image by `DRIVER`: erofs, loop, tree, or auto, the first of these that works", Value: string(fs.Auto)},
 			&cli.DurationFlag{Name: "read-timeout", Usage: "let a read fail after `TIME` without the data it needs", Value: fs.DefaultReadTimeout},
 			platformFlag(),
 		},
@@ -78,6 +79,9 @@ func newMounting(c *cli.Context, ref, dir string) (*mounting, error) {
 		return nil, fmt.Errorf("mount on %s: %w; if a mount was left behind, peel umount %s removes it", dir, err, dir)
 	} else if !st.IsDir() {
 		return nil, fmt.Errorf("mount on %s: it is not a folder", dir)
+	}
+	if _, err := fs.ParseDriver(c.String("driver")); err != nil {
+		return nil, err
 	}
 	if c.Bool("rw") && os.Geteuid() != 0 {
 		return nil, errors.New("--rw mounts an overlay, which needs root; mount it read-only, or as root")
@@ -140,8 +144,11 @@ func (m *mounting) mount(c *cli.Context, img *image.Image) (*fs.Server, error) {
 	for i, l := range img.Layers {
 		blobs[i] = l
 	}
-	opts := fs.Options{Image: img.Reference, ReadTimeout: c.Duration("read-timeout")}
+	opts := fs.Options{Image: img.Reference, State: m.session.dir, ReadTimeout: c.Duration("read-timeout")}
 	if opts.Log, err = logger(c); err != nil {
+		return nil, err
+	}
+	if opts.Driver, err = fs.ParseDriver(c.String("driver")); err != nil {
 		return nil, err
 	}
 	if c.Bool("rw") {

@@ -21,6 +21,7 @@ type mountStatus struct {
 	mountInfo
 	State        string               `json:"state"`        // serving, or dead
 	Driver       string               `json:"driver"`       // how the kernel shows it
+	DriverWhy    string               `json:"driverWhy"`    // why by no faster driver; "" if it is the fastest or was asked for
 	Bytes        int64                `json:"bytes"`        // of file data in the image
 	PresentBytes int64                `json:"presentBytes"` // of these, on this machine
 	WireBytes    int64                `json:"wireBytes"`    // received from the registry
@@ -81,7 +82,9 @@ func reply(w http.ResponseWriter, v any, err error) {
 }
 
 func (a *answering) status() mountStatus {
-	st := mountStatus{mountInfo: a.info, State: "serving", Driver: "tree"}
+	st := mountStatus{mountInfo: a.info, State: "serving"}
+	driver, why := a.server.Driver()
+	st.Driver, st.DriverWhy = string(driver), why
 	seen := map[*content.Layer]bool{}
 	for _, l := range a.image.Layers {
 		if seen[l] {
@@ -174,6 +177,9 @@ func printStatuses(c *cli.Context, all []mountStatus) error {
 		return err
 	}
 	for _, st := range all {
+		if st.DriverWhy != "" {
+			fmt.Fprintf(os.Stderr, "%s is shown by %s: %s\n", st.Dir, st.Driver, st.DriverWhy)
+		}
 		if st.State == "dead" {
 			fmt.Fprintf(os.Stderr, "the process that served %s is gone: peel umount %s, then mount again; nothing that was fetched is lost\n", st.Dir, st.Dir)
 		}

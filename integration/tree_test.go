@@ -70,19 +70,24 @@ func TestMountedTree(t *testing.T) {
 		{"100,000 files", images.Files, images.Files, true},
 	}
 	for _, test := range tests {
-		for _, indexed := range []bool{true, false} {
-			name := test.name + " without an index"
-			if indexed {
-				name = test.name + " with an index"
-			}
-			t.Run(name, func(t *testing.T) {
+		for _, how := range []struct {
+			name    string
+			indexed bool
+			flags   []string
+		}{
+			{"indexed, by erofs", true, []string{"--driver", "erofs"}},
+			{"indexed, by loop", true, []string{"--driver", "loop"}},
+			{"indexed, by tree", true, []string{"--driver", "tree"}},
+			{"not indexed", false, nil},
+		} {
+			t.Run(test.name+", "+how.name, func(t *testing.T) {
 				if test.big && testing.Short() {
 					t.Skip("takes long")
 				}
-				img := made(t, test.make)
+				img, indexed := made(t, test.make), how.indexed
 				repo := push(t, img, indexed)
 				n := newNode(t, link.Options{})
-				n.mount(t, repo)
+				n.mount(t, repo, how.flags...)
 				sameTree(t, n, made(t, test.tree))
 
 				// All of it came, and little besides.

@@ -56,7 +56,7 @@ func newApp() *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints it
-		OnUsageError: usage,
+		OnUsageError:   usage,
 	}
 	for _, c := range app.Commands {
 		c.OnUsageError = usage

@@ -65,7 +65,7 @@ func (i *Image) Entries() ([][]index.Entry, error) {
 
 // offlineTime is how long the registry of an image that the store knows may
 // take to answer before the image is used as it was.
-const offlineTime = 10 * time.Second
+const offlineTime = 3 * time.Second
 
 // Resolve finds the image. If the registry does not answer, or does not let us
 // in, and the store remembers the image, then it is what it was: a cached

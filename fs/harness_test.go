@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ const nobody = 65534
 // what a test has written into it.
 type testBlob struct {
 	file    *os.File
+	size    int64 // if there is no file
 	missing atomic.Pointer[func(off int64) bool]            // what is not local; nil: nothing
 	fetch   atomic.Pointer[func(ctx context.Context) error] // called before missing data is given; nil: nothing is
 }
@@ -49,7 +51,7 @@ func (b *testBlob) Local(off, n int64) (*os.File, bool) {
 
 func (b *testBlob) Size() int64 {
 	if b.file == nil {
-		return 0
+		return b.size
 	}
 	fi, err := b.file.Stat()
 	if err != nil {
@@ -107,6 +109,25 @@ func needFUSE(t testing.TB) {
 	need(t, "/dev/fuse", err == nil)
 }
 
+// testDriver is the driver that the tests mount with: the tree, if the
+// environment names no other. make test runs them with each.
+func testDriver(t testing.TB) Driver {
+	t.Helper()
+	d, err := ParseDriver(cmp.Or(os.Getenv("PEEL_TEST_DRIVER"), string(TreeFUSE)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// onlyTree skips what is about how a tree is shown, and not about files.
+func onlyTree(t testing.TB) {
+	t.Helper()
+	if d := testDriver(t); d != TreeFUSE {
+		t.Skipf("not with the driver %s", d)
+	}
+}
+
 // mountLayers mounts layers over one blob each, of which it returns the first.
 func mountLayers(t testing.TB, opts Options, layers ...[]index.Entry) (dir string, blob *testBlob, s *Server) {
 	t.Helper()
@@ -124,7 +145,7 @@ func mountLayers(t testing.TB, opts Options, layers ...[]index.Entry) (dir strin
 		blobs = append(blobs, newBlob(t, size))
 	}
 	if opts.Driver == "" {
-		opts.Driver = TreeFUSE
+		opts.Driver = testDriver(t)
 	}
 	dir = openDir(t)
 	s, err = Mount(dir, tree, blobs, opts)

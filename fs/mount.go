@@ -1,15 +1,16 @@
 package fs
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -72,8 +73,7 @@ func (o Options) withDefaults() Options {
 type Server struct {
 	dir    string
 	driver Driver
-	why    string       // the faster drivers do not work
-	srv    *fuse.Server // of a tree that an ordinary user has mounted
+	why    string // the faster drivers do not work
 	stats  *counters
 	done   chan struct{}
 }
@@ -132,7 +132,7 @@ func mountTree(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, err
 	if err != nil {
 		return nil, fmt.Errorf("mount %s on %s: %w%s", opts.Image, dir, err, mountHint())
 	}
-	s := &Server{dir: dir, driver: TreeFUSE, srv: srv, stats: raw.stats, done: make(chan struct{})}
+	s := &Server{dir: dir, driver: TreeFUSE, stats: raw.stats, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		srv.Serve()
@@ -256,28 +256,44 @@ func (s *Server) Wait() { <-s.done }
 // Unmount unmounts the tree and waits until its last read has ended. It is no
 // error if it is unmounted already. If it is in use the error wraps
 // unix.EBUSY, and the mount stays as it is.
+//
+// A process that may be killed should leave it to another one to call the
+// function Unmount: the kernel waits for reads in flight while it unmounts, and
+// one that dies in there never gets to close what it serves them by.
 func (s *Server) Unmount() error {
 	select {
 	case <-s.done:
 		return nil
 	default:
 	}
+	if err := Unmount(s.dir); err != nil {
+		return err
+	}
+	s.Wait()
+	return nil
+}
+
+// Unmount unmounts what any process has mounted on dir. It is no error if
+// nothing is. If it is in use the error wraps unix.EBUSY.
+func Unmount(dir string) error {
 	var err error
 	if os.Geteuid() == 0 {
-		err = unix.Unmount(s.dir, unix.UMOUNT_NOFOLLOW)
-	} else if err = s.srv.Unmount(); err != nil && strings.Contains(err.Error(), "busy") {
-		err = unix.EBUSY // fusermount3 only says it
+		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	} else if out, ferr := exec.Command("fusermount3", "-u", "--", dir).CombinedOutput(); ferr != nil {
+		err = fmt.Errorf("%w: %s", ferr, bytes.TrimSpace(out))
+		if bytes.Contains(out, []byte("busy")) {
+			err = unix.EBUSY // fusermount3 only says it
+		} else if bytes.Contains(out, []byte("not found in")) || bytes.Contains(out, []byte("not mounted")) {
+			err = unix.EINVAL
+		}
 	}
 	switch {
-	case err == nil:
-		s.Wait()
+	case err == nil, errors.Is(err, unix.EINVAL): // EINVAL: nothing is mounted there
 		return nil
-	case errors.Is(err, unix.EINVAL):
-		return nil // someone else has unmounted it
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("unmount %s: in use, a process has a file open or its working directory there: %w", s.dir, err)
+		return fmt.Errorf("unmount %s: in use, a process has a file open or its working directory there: %w", dir, err)
 	}
-	return fmt.Errorf("unmount %s: %w", s.dir, err)
+	return fmt.Errorf("unmount %s: %w", dir, err)
 }
 
 // Stats returns the counts so far.

@@ -15,13 +15,16 @@ import (
 
 // reader reads from flat blobs.
 type reader struct {
-	timeout time.Duration // of one request. The kernel asks again when read-ahead fails, so a read waits twice as long.
+	timeout time.Duration // of one request
 	stats   *counters
 	report  *report
 }
 
-func newReader(opts Options) reader {
-	return reader{timeout: opts.ReadTimeout / 2, report: &report{log: opts.Log, image: opts.Image}, stats: new(counters)}
+// newReader returns a reader. The kernel asks again when read-ahead fails, and
+// every layer of its caches does so once, so a read makes up to asks requests
+// one after the other, which share the time that it may take.
+func newReader(opts Options, asks time.Duration) reader {
+	return reader{timeout: opts.ReadTimeout / asks, report: &report{log: opts.Log, image: opts.Image}, stats: new(counters)}
 }
 
 type counters struct {

@@ -53,9 +53,6 @@ func (a *answering) start() (stop func(), err error) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { reply(w, a.status(), nil) })
-	mux.HandleFunc("POST /umount", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, struct{}{}, a.server.Unmount())
-	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan struct{})
 	go func() {

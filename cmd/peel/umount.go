@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
 
+	peelfs "github.com/peelfs/peel/fs"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 )
@@ -49,7 +49,9 @@ func umount(c *cli.Context, dir string) error {
 	if !s.alive() {
 		return s.clean(abs)
 	}
-	if err := s.call(c.Context, http.MethodPost, "/umount", new(struct{})); err != nil {
+	// Not by the process that serves it: should that be killed meanwhile, the
+	// kernel would wait for it, and it for the kernel.
+	if err := peelfs.Unmount(abs); err != nil {
 		return err
 	}
 	return s.gone(c.Context)

@@ -48,7 +48,7 @@ func newApp() *cli.App {
 			&cli.StringFlag{Name: "ca-file", Usage: "trust the certificates in `FILE` (PEM), too"},
 			&cli.StringFlag{Name: "log-level", Usage: "log what is at least this `LEVEL`: debug, info, warn, error", Value: "warn"},
 		},
-		Commands: []*cli.Command{mountCommand(), umountCommand(), statusCommand(), indexCommand()},
+		Commands: []*cli.Command{mountCommand(), umountCommand(), statusCommand(), indexCommand(), doctorCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("there is no command %q; peel --help lists them", c.Args().First())

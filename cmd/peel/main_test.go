@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,6 +67,39 @@ func TestStatusOfNothing(t *testing.T) {
 	var all []mountStatus
 	if err != nil || json.Unmarshal([]byte(out), &all) != nil || all == nil || len(all) != 0 {
 		t.Errorf("%q, %v", out, err)
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	skewed := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer skewed.Close()
+	for name, tt := range map[string]struct {
+		args []string
+		says []string
+	}{
+		"machine": {nil, []string{"kernel", "/dev/fuse", "store", "driver erofs", "driver tree"}},
+		"gone":    {[]string{strings.TrimPrefix(gone.URL, "http://") + "/app:1"}, []string{"registry", "check the name"}},
+		"skewed":  {[]string{strings.TrimPrefix(skewed.URL, "http://") + "/app:1"}, []string{"answers", "set the clock", "1h0m0s behind"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := run(t, append([]string{"--root", t.TempDir(), "doctor"}, tt.args...)...)
+			if err != nil && !errors.Is(err, errIll) {
+				t.Fatal(err)
+			}
+			for _, want := range tt.says {
+				if !strings.Contains(out, want) {
+					t.Errorf("no %q in\n%s", want, out)
+				}
+			}
+		})
+	}
+	if _, err := run(t, "--root", t.TempDir(), "doctor", "NOT A REFERENCE"); err == nil {
+		t.Error("a bad reference is fine")
 	}
 }
 

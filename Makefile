@@ -22,6 +22,8 @@ demo: setup build ## mount a Debian image over a slow link, beside a full pull
 
 test: setup build ## all tests: units, and real registries and images
 	go test ./...
+	PEEL_TEST_DRIVER=erofs go test ./fs
+	PEEL_TEST_DRIVER=loop go test ./fs
 	cd integration && go test -count=1 -p 1 -timeout 20m ./...
 
 race: export CGO_ENABLED = 1

@@ -24,7 +24,7 @@ const nobody = 65534
 // what a test has written into it.
 type testBlob struct {
 	file    *os.File
-	size    int64 // if there is no file
+	size    int64                                           // if there is no file
 	missing atomic.Pointer[func(off int64) bool]            // what is not local; nil: nothing
 	fetch   atomic.Pointer[func(ctx context.Context) error] // called before missing data is given; nil: nothing is
 }

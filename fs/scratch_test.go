@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"os/exec"
@@ -115,5 +116,52 @@ func TestScratchPosix(t *testing.T) {
 			}
 			test(t, sub)
 		})
+	}
+}
+
+// An overlay in a container's root file system, as docker in docker makes it.
+func TestScratchNested(t *testing.T) {
+	dir, _ := mountScratch(t, t.TempDir())
+	tmp := filepath.Join(dir, "nested")
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", tmp, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(tmp, unix.MNT_DETACH) })
+	for _, d := range []string{"upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(tmp, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	merged := tmp + "/merged"
+	data := "lowerdir=" + escapeOption(dir) + ",upperdir=" + escapeOption(tmp) + "/upper,workdir=" + escapeOption(tmp) + "/work"
+	if err := unix.Mount("overlay", merged, "overlay", 0, data); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(merged, unix.MNT_DETACH)
+	want, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadDir(merged)
+	if err != nil || len(got) != len(want) || len(got) < 2 {
+		t.Fatalf("%d names, want %d (%v)", len(got), len(want), err)
+	}
+	for _, e := range got {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		a, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(merged, e.Name())); err != nil || !bytes.Equal(a, b) {
+			t.Errorf("%s differs (%v)", e.Name(), err)
+		}
+	}
+	if err := os.WriteFile(merged+"/new", []byte("x"), 0o644); err != nil {
+		t.Error(err)
 	}
 }

@@ -5,6 +5,7 @@ set -eu
 
 packages='
 	ca-certificates
+	erofs-utils
 	fuse3
 	gcc
 	libc6-dev
@@ -13,10 +14,10 @@ packages='
 	shellcheck
 	umoci
 '
-# fuse3: mounting as an ordinary user    mmdebstrap: real images
-# umoci: unpacks what we compare with    runc: containerd's tasks
-# gcc, libc6-dev: the race detector      shellcheck: make lint
-# ca-certificates: Go modules over HTTPS
+# ca-certificates: modules over HTTPS    erofs-utils: fsck.erofs checks ours
+# fuse3: mounting as an ordinary user    gcc, libc6-dev: the race detector
+# mmdebstrap: real images                runc: containerd's tasks
+# umoci: unpacks what we compare with    shellcheck: make lint
 
 # dpkg-query fails if it does not know one of them, which is no failure here.
 # shellcheck disable=SC2086  # one word for each package

@@ -146,7 +146,7 @@ func FuzzEntry(f *testing.F) {
 		}
 		files, ok := unpack(entries)
 		if !ok {
-			t.Fatal(fmt.Sprintf("%+v should be refused", e))
+			t.Fatalf("%+v should be refused", e)
 		}
 		want := see(t, files, dev)
 		for name, w := range want { // of other namespaces

@@ -66,11 +66,10 @@ func read(image []byte, devices []io.ReaderAt) (r records, err error) {
 // onDisk is an inode and where its parts are.
 type onDisk struct {
 	record
-	layout  uint16
-	u       uint32
-	isize   int64 // of directories too
-	behind  int64 // where data behind the inode starts
-	content []byte
+	layout uint16
+	u      uint32
+	isize  int64 // of directories too
+	behind int64 // where data behind the inode starts
 }
 
 func (r *reader) inode(nid uint64) (onDisk, error) {

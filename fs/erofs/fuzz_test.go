@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"strings"
 	"testing"

@@ -156,7 +156,7 @@ func TestBearerRenewedOnce(t *testing.T) {
 	c := newClient(t, Options{Keychain: &keys{cfg: alice}})
 	b := openBlob(t, c, reg, layer)
 	expired := "Bearer expired"
-	b.r.auth.Store(&expired)
+	b.from.(*remoteBlob).r.auth.Store(&expired)
 	auth.asked = 0
 	var wg sync.WaitGroup
 	for range parallel {

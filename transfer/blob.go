@@ -23,18 +23,25 @@ import (
 // later one to count as the first.
 const enoughProgress = 64 << 10
 
-// Blob is one blob of a repository. It remembers where the registry
-// redirected to, so use one Blob for all ranges of a blob. It is safe for
+// Blob is one blob of an image's repository, such as a layer. It may remember
+// where the bytes are, so use one Blob for all ranges. It is safe for
 // concurrent use.
 type Blob struct {
-	r        *repo
-	d        ocispec.Descriptor
-	location atomic.Pointer[url.URL] // where the bytes are, if not in the registry itself
+	d    ocispec.Descriptor
+	of   reference
+	from opener
+}
+
+// opener opens ranges of one blob. They are within the blob, and not empty.
+type opener interface {
+	open(ctx context.Context, off, n int64) (body io.ReadCloser, whole bool, err error)
 }
 
 // Blob returns a blob of the image's repository, such as a layer.
-func (c *Client) Blob(img *Image, d ocispec.Descriptor) *Blob {
-	return &Blob{r: c.repo(img.repo, transport.PullScope), d: d}
+func (c *Client) Blob(img *Image, d ocispec.Descriptor) *Blob { return c.blob(img.at, d) }
+
+func (c *Client) blob(of reference, d ocispec.Descriptor) *Blob {
+	return &Blob{d: d, of: of, from: c.source(of, transport.PullScope).blob(d)}
 }
 
 // Open returns the n bytes at off, unverified. If the registry sends the whole
@@ -46,6 +53,9 @@ func (c *Client) Blob(img *Image, d ocispec.Descriptor) *Blob {
 // limits of Options. After that Read returns an error that wraps
 // ErrUnavailable and, if the body was too short, io.ErrUnexpectedEOF. The
 // body ends with the context.
+//
+// Local files are opened anew by each call, so that they may be away in
+// between. Opening fails if the blob's size is not what the descriptor says.
 func (b *Blob) Open(ctx context.Context, off, n int64) (body io.ReadCloser, whole bool, err error) {
 	if off < 0 || n < 0 || off > b.d.Size || n > b.d.Size-off {
 		return nil, false, fmt.Errorf("read %d bytes at %d of blob %s: it has %d bytes", n, off, b.d.Digest, b.d.Size)
@@ -53,11 +63,7 @@ func (b *Blob) Open(ctx context.Context, off, n int64) (body io.ReadCloser, whol
 	if n == 0 {
 		return http.NoBody, b.d.Size == 0, nil
 	}
-	r := &blobReader{b: b, ctx: ctx, pos: off, end: off + n}
-	if err := r.connect(true); err != nil {
-		return nil, false, r.failure(err)
-	}
-	return r, r.pos == 0 && r.end == b.d.Size, nil
+	return b.from.open(ctx, off, n)
 }
 
 // readAll returns the whole blob, verified. It is for small ones.
@@ -82,14 +88,32 @@ func (b *Blob) copyTo(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	if h.Digest() != b.d.Digest {
-		return fmt.Errorf("blob %s of %s: what came has digest %s", b.d.Digest, b.r.name, h.Digest())
+		return fmt.Errorf("blob %s of %s: what came has digest %s", b.d.Digest, b.of, h.Digest())
 	}
 	return nil
 }
 
+// remoteBlob is a blob of a registry. It remembers where the registry
+// redirected to.
+type remoteBlob struct {
+	r        *repo
+	d        ocispec.Descriptor
+	location atomic.Pointer[url.URL] // where the bytes are, if not in the registry itself
+}
+
+func (r *repo) blob(d ocispec.Descriptor) opener { return &remoteBlob{r: r, d: d} }
+
+func (b *remoteBlob) open(ctx context.Context, off, n int64) (body io.ReadCloser, whole bool, err error) {
+	r := &blobReader{b: b, ctx: ctx, pos: off, end: off + n}
+	if err := r.connect(true); err != nil {
+		return nil, false, r.failure(err)
+	}
+	return r, r.pos == 0 && r.end == b.d.Size, nil
+}
+
 // get asks once for the bytes [off, end). Either the answer's body starts at
 // off and does not go beyond end, or it is the whole blob.
-func (b *Blob) get(ctx context.Context, off, end int64) (body io.ReadCloser, whole bool, err error) {
+func (b *remoteBlob) get(ctx context.Context, off, end int64) (body io.ReadCloser, whole bool, err error) {
 	if loc := b.location.Load(); loc != nil {
 		body, whole, err := b.getFrom(ctx, loc, off, end)
 		if err == nil || ctx.Err() != nil {
@@ -102,7 +126,7 @@ func (b *Blob) get(ctx context.Context, off, end int64) (body io.ReadCloser, who
 	return b.getFrom(ctx, b.r.url("blobs/"+b.d.Digest.String()), off, end)
 }
 
-func (b *Blob) getFrom(ctx context.Context, u *url.URL, off, end int64) (body io.ReadCloser, whole bool, err error) {
+func (b *remoteBlob) getFrom(ctx context.Context, u *url.URL, off, end int64) (body io.ReadCloser, whole bool, err error) {
 	req := newRequest(ctx, http.MethodGet, u)
 	if off != 0 || end != b.d.Size {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, end-1))
@@ -124,7 +148,7 @@ func (b *Blob) getFrom(ctx context.Context, u *url.URL, off, end int64) (body io
 // checkAnswer refuses an answer whose header says that its body is neither
 // the start of the bytes [off, end), of which the rest is asked for later,
 // nor the whole blob.
-func (b *Blob) checkAnswer(resp *http.Response, off, end int64) error {
+func (b *remoteBlob) checkAnswer(resp *http.Response, off, end int64) error {
 	first, last := int64(0), b.d.Size-1
 	if resp.StatusCode == http.StatusPartialContent {
 		if t := resp.Header.Get("Content-Type"); strings.HasPrefix(t, "multipart/") {
@@ -171,7 +195,7 @@ func parseContentRange(s string) (first, last, total int64, ok bool) {
 // blobReader reads the bytes [pos, end) of a blob from as many answers as it
 // takes.
 type blobReader struct {
-	b        *Blob
+	b        *remoteBlob
 	ctx      context.Context // that of Open
 	body     io.ReadCloser   // at pos; nil if there is no connection
 	pos, end int64
@@ -285,6 +309,7 @@ func (r *blobReader) mayAskAgain(err error) error {
 	if r.failures == 1 {
 		return nil // most often the connection was just too old
 	}
+	r.b.location.Store(nil) // the registry may know a better place
 	return r.b.r.c.retry.wait(r.ctx, r.b.r.c.retry.delay(r.failures-1))
 }
 

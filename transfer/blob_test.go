@@ -424,6 +424,36 @@ func BenchmarkBlob(b *testing.B) {
 	}
 }
 
+// What some registries do not do is never asked of them: a request has one
+// range, and the answer's type is not looked at.
+func TestBlobPlainRegistry(t *testing.T) {
+	layer := randomBytes(1000)
+	for _, contentType := range []string{"", "text/html", "application/octet-stream"} {
+		reg := newRegistry(t, onBlob(layer, func(w http.ResponseWriter, req *http.Request) {
+			h := req.Header.Get("Range")
+			if strings.Contains(h, ",") {
+				w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+				return
+			}
+			var first, last int
+			if _, err := fmt.Sscanf(h, "bytes=%d-%d", &first, &last); err != nil {
+				t.Errorf("Range %q", h)
+			}
+			w.Header()["Content-Type"] = nil
+			if contentType != "" {
+				w.Header().Set("Content-Type", contentType)
+			}
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", first, last))
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(layer[first : last+1])
+		}))
+		b := openBlob(t, newClient(t, Options{}), reg, layer)
+		if got, whole, err := read(t.Context(), b, 10, 500); err != nil || whole || !bytes.Equal(got, layer[10:510]) {
+			t.Errorf("type %q: got %d bytes, whole %v, %v", contentType, len(got), whole, err)
+		}
+	}
+}
+
 func TestParseContentRange(t *testing.T) {
 	for s, want := range map[string][3]int64{
 		"bytes 0-0/1":                    {0, 0, 1},

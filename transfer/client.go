@@ -1,17 +1,20 @@
-// Package transfer reaches images and artifacts in OCI and Docker registries.
+// Package transfer reaches images and artifacts in OCI and Docker registries,
+// and in image layouts and archives on this machine.
 //
 // It knows names, credentials, platforms, manifests, referrers, and how to get
-// any range of a blob from a registry that is slow, busy or broken. It does
-// not know what is in a layer, what an artifact means, or where anything is
-// stored.
+// any range of a blob from a registry that is slow, busy or broken, or out of
+// a tar file. It does not know what is in a layer, what an artifact means, or
+// where anything is kept that was transferred.
 //
-// The protocol is the OCI distribution specification 1.1, the documents are
-// those of the OCI image specification 1.1 and of Docker's image manifest
-// version 2, schema 2.
+// The protocol is the OCI distribution specification 1.1, the documents and
+// the image layout are those of the OCI image specification 1.1 and of
+// Docker's image manifest version 2, schema 2. A docker-archive is what docker
+// save writes, of which Docker's image specification 1.2 has the description.
 package transfer
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -24,6 +27,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Options say how a Client behaves. The zero value is good for most uses.
@@ -88,8 +93,9 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Client reaches registries. It is safe for concurrent use. Credentials,
-// tokens and connections are kept and shared by everything it does.
+// Client reaches registries and local images. It is safe for concurrent use.
+// Credentials, tokens, connections and the places of files within archives are
+// kept and shared by everything it does.
 type Client struct {
 	opts      Options
 	platforms []platform // acceptable ones, best first
@@ -97,8 +103,23 @@ type Client struct {
 	wire      *wire
 	retry     *retrier
 
-	mu    sync.Mutex
-	repos map[repoKey]*repo
+	mu       sync.Mutex
+	repos    map[repoKey]*repo
+	archives map[string]*archive // by path
+}
+
+// source is where images come from: a repository of a registry, or local files.
+type source interface {
+	// manifest gets and parses the manifest or index with the given tag or
+	// digest; of local files that which the reference names, if it is "".
+	manifest(ctx context.Context, id string) ([]byte, *document, error)
+
+	// referrers lists what refers to a manifest. Other types than the given
+	// one may be left out.
+	referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error)
+
+	// blob returns the access to a blob, without looking for it yet.
+	blob(d ocispec.Descriptor) opener
 }
 
 // New returns a Client. It fails if the platform or the CA file is not usable.
@@ -112,7 +133,7 @@ func New(opts Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{opts: opts, platforms: want.acceptable(), repos: map[repoKey]*repo{}}
+	c := &Client{opts: opts, platforms: want.acceptable(), repos: map[repoKey]*repo{}, archives: map[string]*archive{}}
 	c.transport = &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
@@ -158,10 +179,18 @@ func rootCAs(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// Close closes idle connections. Requests under way are not disturbed.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+// Close closes idle connections and removes what was unpacked of archives.
+// Requests and reads under way are not disturbed.
+func (c *Client) Close() {
+	c.transport.CloseIdleConnections()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, a := range c.archives {
+		a.close()
+	}
+}
 
-// Stats counts what went over the wire.
+// Stats counts what went over the wire; local files do not count.
 type Stats struct {
 	Requests int64 // HTTP requests, every attempt and redirect counted
 	BytesIn  int64 // bytes of response bodies
@@ -170,6 +199,20 @@ type Stats struct {
 // Stats returns the counts since New.
 func (c *Client) Stats() Stats {
 	return Stats{Requests: c.wire.requests.Load(), BytesIn: c.wire.bytesIn.Load()}
+}
+
+// source returns the source that a reference leads to, for an action, which is
+// transport.PullScope or transport.PushScope.
+func (c *Client) source(at reference, action string) source {
+	switch l := at.local; l.scheme {
+	case schemeLayout:
+		return folder{layout{ref: l, open: openFolder}}
+	case schemeOCIArchive:
+		return layout{ref: l, open: c.openTree}
+	case schemeDockerArchive:
+		return dockerArchive{ref: l, open: c.openArchive}
+	}
+	return c.repo(at.remote.Context(), action)
 }
 
 // repo returns the access to one repository for an action, which is

@@ -14,6 +14,7 @@ import (
 const (
 	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerConfig   = "application/vnd.docker.container.image.v1+json"
 )
 
 const (

@@ -14,16 +14,17 @@ import (
 
 // What callers branch on. Every other error is final and meant for a person.
 var (
-	// ErrNotFound says that the registry has no such repository, tag,
-	// manifest or blob.
+	// ErrNotFound says that the registry or the local image has no such
+	// repository, tag, manifest or blob.
 	ErrNotFound = errors.New("not found")
 
-	// ErrUnauthorized says that the registry asks for other credentials.
+	// ErrUnauthorized says that the registry asks for other credentials, or
+	// that a local file may not be read.
 	ErrUnauthorized = errors.New("not authorized")
 
 	// ErrUnavailable says that the registry could not be reached, or kept
-	// failing until the attempts were used up. The same call may succeed
-	// later.
+	// failing until the attempts were used up; or that the local files are
+	// away. The same call may succeed later.
 	ErrUnavailable = errors.New("registry unavailable")
 )
 

@@ -6,11 +6,13 @@ import (
 	"io"
 	"log"
 	"net/http/httptest"
+	"os"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
@@ -44,6 +46,49 @@ func Example() {
 	}
 	fmt.Printf("%s, in %d requests\n", part, client.Stats().Requests)
 	// Output: world, in 3 requests
+}
+
+// Read a part of a layer of an image in a folder.
+func ExampleClient_Resolve_layout() {
+	dir, err := os.MkdirTemp("", "layout")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	img, err := mutate.AppendLayers(empty.Image, static.NewLayer([]byte("Hello, world!"), types.OCIUncompressedLayer))
+	if err != nil {
+		log.Fatal(err)
+	}
+	folder, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		log.Fatal(err)
+	}
+	tag := layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "1"})
+	if err := folder.AppendImage(img, tag); err != nil {
+		log.Fatal(err)
+	}
+
+	ctx := context.Background()
+	client, err := transfer.New(transfer.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	local, err := client.Resolve(ctx, "oci:"+dir+":1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	body, _, err := client.Blob(local, local.Layers[0].Descriptor).Open(ctx, 7, 5)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer body.Close()
+	part, err := io.ReadAll(body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s, in %d requests\n", part, client.Stats().Requests)
+	// Output: world, in 0 requests
 }
 
 // Attach an artifact to an image, and find it again.

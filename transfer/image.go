@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -21,19 +19,19 @@ const (
 	maxIndexDepth = 3       // indexes within indexes
 )
 
-// Image is one platform's image in a repository. It comes from Resolve or
+// Image is one platform's image in a repository or in local files. It comes from Resolve or
 // ParseImage and does not change. Its bytes have the digests that they were
 // asked for by.
 type Image struct {
-	Reference   string        // in full, as "127.0.0.1:5000/app:1"
+	Reference   string        // in full, as "127.0.0.1:5000/app:1" or "oci:/images/app:1"
 	Digest      digest.Digest // of Manifest
 	IndexDigest digest.Digest // of the index that listed the manifest, or ""; not known to ParseImage
 	MediaType   string        // of Manifest
-	Manifest    []byte        // as the registry has it
-	Config      []byte        // as the registry has it
+	Manifest    []byte        // as it is there; made here for a docker-archive, which has none
+	Config      []byte        // as it is there
 	Layers      []Layer       // lowest first
 
-	repo  name.Repository
+	at    reference
 	ahead atomic.Pointer[[]ocispec.Descriptor] // referrers that Resolve has found
 }
 
@@ -46,8 +44,20 @@ type Layer struct {
 }
 
 // Resolve finds an image by a reference such as "debian:12" or
-// "127.0.0.1:5000/app@sha256:...". Of a multi-platform index it takes the
-// image that suits the client's platform best.
+// "127.0.0.1:5000/app@sha256:...", or in local files:
+//
+//   - oci:PATH[:TAG] is an OCI image layout in the folder PATH. TAG is the
+//     annotation org.opencontainers.image.ref.name in its index.json, and can
+//     be left out if there is one image.
+//   - oci-archive:PATH[:TAG] is the same as a tar file.
+//   - docker-archive:PATH[:TAG] is what docker save writes. TAG is a name that
+//     the image was saved under, such as app:1.
+//
+// Each may end with @DIGEST, too. Where PATH has colons in it, it is as much
+// of PATH:TAG as there is a file for.
+//
+// Of a multi-platform index Resolve takes the image that suits the client's
+// platform best.
 func (c *Client) Resolve(ctx context.Context, ref string) (*Image, error) {
 	img, err := c.resolve(ctx, ref)
 	if err != nil {
@@ -57,12 +67,12 @@ func (c *Client) Resolve(ctx context.Context, ref string) (*Image, error) {
 }
 
 func (c *Client) resolve(ctx context.Context, ref string) (*Image, error) {
-	n, err := name.ParseReference(ref)
+	at, err := parseReference(ref)
 	if err != nil {
 		return nil, err
 	}
-	r := c.repo(n.Context(), transport.PullScope)
-	raw, doc, err := r.manifest(ctx, n.Identifier())
+	from := c.source(at, transport.PullScope)
+	raw, doc, err := from.manifest(ctx, at.id())
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +88,7 @@ func (c *Client) resolve(ctx context.Context, ref string) (*Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		if raw, doc, err = r.manifestOf(ctx, entry); err != nil {
+		if raw, doc, err = manifestOf(ctx, from, entry); err != nil {
 			return nil, err
 		}
 	}
@@ -86,13 +96,13 @@ func (c *Client) resolve(ctx context.Context, ref string) (*Image, error) {
 	var ahead *[]ocispec.Descriptor
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		config, err = r.config(ctx, doc)
+		config, err = c.config(ctx, at, *doc.Config)
 		return err
 	})
 	if c.opts.ReferrersAhead {
 		g.Go(func() error {
 			// A failure is met again when Referrers is called, if it is.
-			if list, _, err := r.referrers(ctx, digest.FromBytes(raw), ""); err == nil {
+			if list, err := from.referrers(ctx, digest.FromBytes(raw), ""); err == nil {
 				ahead = &list
 			}
 			return nil
@@ -101,7 +111,7 @@ func (c *Client) resolve(ctx context.Context, ref string) (*Image, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	img, err := newImage(n, raw, config)
+	img, err := newImage(at, raw, config)
 	if err != nil {
 		return nil, err
 	}
@@ -110,33 +120,44 @@ func (c *Client) resolve(ctx context.Context, ref string) (*Image, error) {
 	return img, nil
 }
 
+// manifestOf gets the manifest or index of a descriptor.
+func manifestOf(ctx context.Context, from source, d ocispec.Descriptor) ([]byte, *document, error) {
+	if err := checkDigest(d.Digest); err != nil {
+		return nil, nil, err
+	}
+	raw, doc, err := from.manifest(ctx, d.Digest.String())
+	if err == nil && d.Size != 0 && d.Size != int64(len(raw)) {
+		err = fmt.Errorf("manifest %s has %d bytes, but its descriptor says %d", d.Digest, len(raw), d.Size)
+	}
+	return raw, doc, err
+}
+
 // config gets the config of an image's manifest.
-func (r *repo) config(ctx context.Context, doc *document) ([]byte, error) {
-	d := *doc.Config
+func (c *Client) config(ctx context.Context, at reference, d ocispec.Descriptor) ([]byte, error) {
 	if d.Size > maxConfig {
 		return nil, fmt.Errorf("config %s has %d bytes, more than %d", d.Digest, d.Size, maxConfig)
 	}
 	if int64(len(d.Data)) == d.Size && digest.FromBytes(d.Data) == d.Digest {
 		return d.Data, nil // embedded in the manifest
 	}
-	return (&Blob{r: r, d: d}).readAll(ctx)
+	return c.blob(at, d).readAll(ctx)
 }
 
 // ParseImage makes the Image that Resolve gave from its reference and its raw
-// bytes, without any registry.
+// bytes, without any registry or local file.
 func ParseImage(ref string, manifest, config []byte) (*Image, error) {
-	n, err := name.ParseReference(ref)
+	at, err := parseReference(ref)
 	if err != nil {
 		return nil, err
 	}
-	img, err := newImage(n, manifest, config)
+	img, err := newImage(at, manifest, config)
 	if err != nil {
 		return nil, fmt.Errorf("parse image %s: %w", ref, err)
 	}
 	return img, nil
 }
 
-func newImage(n name.Reference, manifest, config []byte) (*Image, error) {
+func newImage(at reference, manifest, config []byte) (*Image, error) {
 	doc, err := parseDocument(manifest)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
@@ -147,36 +168,44 @@ func newImage(n name.Reference, manifest, config []byte) (*Image, error) {
 	if got := digest.FromBytes(config); got != doc.Config.Digest {
 		return nil, fmt.Errorf("the config's digest is %s, but the manifest names %s", got, doc.Config.Digest)
 	}
+	ids, err := diffIDs(config)
+	if err != nil {
+		return nil, fmt.Errorf("read config %s: %w", doc.Config.Digest, err)
+	}
+	if len(ids) != len(doc.Layers) {
+		return nil, fmt.Errorf("not a container image: the manifest has %d layers, but the config of type %q has %d diff_ids",
+			len(doc.Layers), doc.Config.MediaType, len(ids))
+	}
+	img := &Image{
+		Reference: at.String(),
+		Digest:    digest.FromBytes(manifest),
+		MediaType: doc.MediaType,
+		Manifest:  manifest,
+		Config:    config,
+		Layers:    make([]Layer, len(ids)),
+		at:        at,
+	}
+	for i, id := range ids {
+		img.Layers[i] = Layer{Descriptor: doc.Layers[i], DiffID: id}
+	}
+	return img, nil
+}
+
+// diffIDs returns the digests of the uncompressed layers that a config names,
+// lowest first.
+func diffIDs(config []byte) ([]digest.Digest, error) {
 	var cfg struct {
 		RootFS struct {
 			DiffIDs []digest.Digest `json:"diff_ids"`
 		} `json:"rootfs"`
 	}
 	if err := json.Unmarshal(config, &cfg); err != nil {
-		return nil, fmt.Errorf("read config %s: %w", doc.Config.Digest, err)
+		return nil, err
 	}
-	ids := cfg.RootFS.DiffIDs
-	if len(ids) != len(doc.Layers) {
-		return nil, fmt.Errorf("not a container image: the manifest has %d layers, but the config of type %q has %d diff_ids",
-			len(doc.Layers), doc.Config.MediaType, len(ids))
-	}
-	img := &Image{
-		Reference: n.Name(),
-		Digest:    digest.FromBytes(manifest),
-		MediaType: doc.MediaType,
-		Manifest:  manifest,
-		Config:    config,
-		Layers:    make([]Layer, len(ids)),
-		repo:      n.Context(),
-	}
-	if rest, ok := strings.CutPrefix(img.Reference, name.DefaultRegistry+"/"); ok {
-		img.Reference = "docker.io/" + rest // as people write it
-	}
-	for i, id := range ids {
+	for i, id := range cfg.RootFS.DiffIDs {
 		if err := checkDigest(id); err != nil {
-			return nil, fmt.Errorf("read config %s: layer %d: %w", doc.Config.Digest, i, err)
+			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
-		img.Layers[i] = Layer{Descriptor: doc.Layers[i], DiffID: id}
 	}
-	return img, nil
+	return cfg.RootFS.DiffIDs, nil
 }

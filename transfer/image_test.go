@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -281,7 +282,7 @@ func TestResolveIndexLoop(t *testing.T) {
 	index := []byte(`{"schemaVersion":2,"manifests":[]}`)
 	for range maxIndexDepth + 1 {
 		d := reg.putManifest("deep", ocispec.MediaTypeImageIndex, index)
-		index = []byte(`{"schemaVersion":2,"manifests":[{"mediaType":"` + ocispec.MediaTypeImageIndex + `","size":1,"digest":"` + d.String() + `"}]}`)
+		index = []byte(`{"schemaVersion":2,"manifests":[{"mediaType":"` + ocispec.MediaTypeImageIndex + `","size":` + strconv.Itoa(len(index)) + `,"digest":"` + d.String() + `"}]}`)
 	}
 	if _, err := newClient(t, Options{}).Resolve(t.Context(), reg.host+"/app:deep"); err == nil || !strings.Contains(err.Error(), "within each other") {
 		t.Errorf("got %v", err)

@@ -45,7 +45,9 @@ func BytesBlob(mediaType string, annotations map[string]string, b []byte) Artifa
 
 // PushArtifact attaches an artifact to the image: a manifest whose subject is
 // the image's. The same artifact always has the same digest, so pushing it
-// again changes nothing, and only blobs that the registry lacks are sent.
+// again changes nothing, and only blobs that the registry lacks are sent. In an
+// image layout the manifest is listed in index.json; archives are not written
+// to.
 func (c *Client) PushArtifact(ctx context.Context, img *Image, artifactType string, blobs []ArtifactBlob) (digest.Digest, error) {
 	d, err := c.pushArtifact(ctx, img, artifactType, blobs)
 	if err != nil {
@@ -55,7 +57,10 @@ func (c *Client) PushArtifact(ctx context.Context, img *Image, artifactType stri
 }
 
 func (c *Client) pushArtifact(ctx context.Context, img *Image, artifactType string, blobs []ArtifactBlob) (digest.Digest, error) {
-	r := c.repo(img.repo, transport.PushScope)
+	to, ok := c.source(img.at, transport.PushScope).(attacher)
+	if !ok {
+		return "", fmt.Errorf("an archive is only read: copy the image into a layout with \"skopeo copy %s oci:FOLDER:TAG\", and use that", img.Reference)
+	}
 	m := ocispec.Manifest{
 		Versioned:    specs.Versioned{SchemaVersion: 2},
 		MediaType:    ocispec.MediaTypeImageManifest,
@@ -74,26 +79,45 @@ func (c *Client) pushArtifact(ctx context.Context, img *Image, artifactType stri
 	if err != nil {
 		return "", err
 	}
+	empty := BytesBlob(ocispec.MediaTypeEmptyJSON, nil, ocispec.DescriptorEmptyJSON.Data)
+	a := artifact{subject: img.Digest, blobs: append(slices.Clone(blobs), empty), manifest: raw}
+	a.d = ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw)), ArtifactType: artifactType}
+	return a.d.Digest, to.attach(ctx, a)
+}
+
+// attacher is a source that artifacts can be added to.
+type attacher interface {
+	attach(ctx context.Context, a artifact) error
+}
+
+// artifact is all that attaching one takes.
+type artifact struct {
+	subject  digest.Digest
+	blobs    []ArtifactBlob // with the config
+	manifest []byte
+	d        ocispec.Descriptor // of manifest
+}
+
+// attach sends the artifact's blobs, then its manifest.
+func (r *repo) attach(ctx context.Context, a artifact) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelUploads)
-	empty := BytesBlob(ocispec.MediaTypeEmptyJSON, nil, ocispec.DescriptorEmptyJSON.Data)
-	for _, b := range append(slices.Clone(blobs), empty) {
+	for _, b := range a.blobs {
 		g.Go(func() error { return r.upload(gctx, b) })
 	}
 	if err := g.Wait(); err != nil {
-		return "", err
+		return err
 	}
-	d := ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw)), ArtifactType: artifactType}
-	header, err := r.putManifest(ctx, d.Digest.String(), m.MediaType, raw)
+	header, err := r.putManifest(ctx, a.d.Digest.String(), a.d.MediaType, a.manifest)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if header.Get("OCI-Subject") == "" { // the registry does not say that it knows about subjects
-		if err := r.addReferrer(ctx, img.Digest, d); err != nil {
-			return "", fmt.Errorf("list the artifact: %w", err)
+		if err := r.addReferrer(ctx, a.subject, a.d); err != nil {
+			return fmt.Errorf("list the artifact: %w", err)
 		}
 	}
-	return d.Digest, nil
+	return nil
 }
 
 // upload sends a blob in one piece, unless the registry has it.
@@ -153,7 +177,7 @@ func (r *repo) addReferrer(ctx context.Context, subject digest.Digest, d ocispec
 	}
 	defer r.listing.unlock()
 	for try := 1; ; try++ {
-		list, api, err := r.referrers(ctx, subject, "")
+		list, api, err := r.askReferrers(ctx, subject, "")
 		if err != nil || api || slices.ContainsFunc(list, func(o ocispec.Descriptor) bool { return o.Digest == d.Digest }) {
 			return err
 		}

@@ -24,7 +24,7 @@ func TestPushManifest(t *testing.T) {
 	c := newClient(t, Options{})
 	img := c.resolve(t, reg.host+"/app:1")
 	d := push(t, c, img, indexType, BytesBlob("application/x", map[string]string{"b": "2", "a": "1"}, []byte("data")))
-	raw, doc, err := c.Client.repo(img.repo, "pull").manifest(t.Context(), d.String())
+	raw, doc, err := c.source(img.at, "pull").manifest(t.Context(), d.String())
 	if err != nil {
 		t.Fatal(err)
 	}

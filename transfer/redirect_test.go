@@ -119,6 +119,63 @@ func TestBlobStoreMoves(t *testing.T) {
 	}
 }
 
+// A signed address that expires while it is read from is asked for again, and
+// so is a token that expires at the same time.
+func TestBlobRedirectExpires(t *testing.T) {
+	layer := randomBytes(300_000)
+	blobs := newStore(t, layer)
+	expiries := 0
+	blobs.Config.Handler = func(inner http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if req.URL.Query().Get("X-Signature") == blobs.valid {
+				expiries++
+				defer blobs.rotate(expiries+1, http.StatusForbidden)
+				w = &cutter{w, 50_000}
+			}
+			inner.ServeHTTP(w, req)
+		})
+	}(blobs.Config.Handler)
+	redirect := onBlob(layer, blobs.redirect)
+	auth := &bearer{lifetime: 2}
+	reg := newRegistry(t, func(w http.ResponseWriter, req *http.Request, honest http.Handler) {
+		auth.spoil(w, req, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { redirect(w, req, honest) }))
+	})
+	b := openBlob(t, newClient(t, Options{Keychain: &keys{cfg: alice}, Attempts: 100}), reg, layer)
+	if got, _, err := read(t.Context(), b, 1, 299_999); err != nil || !bytes.Equal(got, layer[1:]) {
+		t.Errorf("got %d bytes, %v", len(got), err)
+	}
+	if expiries < 6 || auth.issued < 3 || blobs.leaked != "" {
+		t.Errorf("%d expiries, %d tokens, the store got %q", expiries, auth.issued, blobs.leaked)
+	}
+}
+
+// A store that keeps answering with something else is left for the one that
+// the registry names now.
+func TestBlobStoreIsCaptured(t *testing.T) {
+	layer := randomBytes(10_000)
+	portal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = http.NewResponseController(w).Flush() // no length
+		_, _ = w.Write([]byte(webPage))
+	}))
+	t.Cleanup(portal.Close)
+	asked := 0
+	reg := newRegistry(t, onBlob(layer, func(w http.ResponseWriter, req *http.Request) {
+		if asked++; asked == 1 {
+			http.Redirect(w, req, portal.URL, http.StatusFound)
+			return
+		}
+		serve(w, req, layer)
+	}))
+	b := openBlob(t, newClient(t, Options{}), reg, layer)
+	got, whole, err := read(t.Context(), b, 100, 100)
+	if err != nil || !whole || !bytes.Equal(got[len(webPage):], layer[len(webPage):]) {
+		t.Errorf("got %d bytes, whole %v, %v", len(got), whole, err)
+	}
+	if got, _, err := read(t.Context(), b, 100, 100); err != nil || !bytes.Equal(got, layer[100:200]) {
+		t.Errorf("afterwards: got %d bytes, %v", len(got), err)
+	}
+}
+
 func TestBlobRefusesDowngrade(t *testing.T) {
 	layer := randomBytes(100)
 	blobs := newStore(t, layer)

@@ -31,23 +31,23 @@ type Artifact struct {
 // Referrers lists the artifacts of the given type that refer to the image, or
 // of every type if it is "". There may be none. Where the registry does not
 // have the Referrers API, the fallback tag is read (distribution
-// specification, "Listing Referrers" and "Referrers Tag Schema").
+// specification, "Listing Referrers" and "Referrers Tag Schema"). In an image
+// layout they are what index.json lists; a docker-archive has none.
 func (c *Client) Referrers(ctx context.Context, img *Image, artifactType string) ([]ocispec.Descriptor, error) {
-	r := c.repo(img.repo, transport.PullScope)
-	list, err := r.listReferrers(ctx, img, artifactType)
+	list, err := listReferrers(ctx, c.source(img.at, transport.PullScope), img, artifactType)
 	if err != nil {
 		return nil, fmt.Errorf("list what refers to %s: %w", img.Reference, err)
 	}
 	return list, nil
 }
 
-func (r *repo) listReferrers(ctx context.Context, img *Image, artifactType string) ([]ocispec.Descriptor, error) {
+func listReferrers(ctx context.Context, from source, img *Image, artifactType string) ([]ocispec.Descriptor, error) {
 	var all []ocispec.Descriptor
 	if ahead := img.ahead.Swap(nil); ahead != nil {
 		all = *ahead
 	} else {
 		var err error
-		if all, _, err = r.referrers(ctx, img.Digest, artifactType); err != nil {
+		if all, err = from.referrers(ctx, img.Digest, artifactType); err != nil {
 			return nil, err
 		}
 	}
@@ -63,7 +63,7 @@ func (r *repo) listReferrers(ctx context.Context, img *Image, artifactType strin
 			if lookups++; lookups > maxUntypedLookups {
 				break
 			}
-			_, doc, err := r.manifestOf(ctx, d)
+			_, doc, err := manifestOf(ctx, from, d)
 			if ctx.Err() != nil || errors.Is(err, ErrUnavailable) {
 				return nil, err
 			} else if err != nil {
@@ -79,8 +79,14 @@ func (r *repo) listReferrers(ctx context.Context, img *Image, artifactType strin
 }
 
 // referrers lists what refers to a manifest. The registry may have left out
-// other types than the given one. api tells if it has the Referrers API.
-func (r *repo) referrers(ctx context.Context, subject digest.Digest, artifactType string) (list []ocispec.Descriptor, api bool, err error) {
+// other types than the given one.
+func (r *repo) referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
+	list, _, err := r.askReferrers(ctx, subject, artifactType)
+	return list, err
+}
+
+// askReferrers is referrers, and tells if the registry has the Referrers API.
+func (r *repo) askReferrers(ctx context.Context, subject digest.Digest, artifactType string) (list []ocispec.Descriptor, api bool, err error) {
 	u := r.url("referrers/" + subject.String())
 	if artifactType != "" {
 		u.RawQuery = url.Values{"artifactType": {artifactType}}.Encode()
@@ -146,7 +152,7 @@ func nextPage(u *url.URL, header http.Header) *url.URL {
 
 // Artifact reads the manifest of one of the image's referrers.
 func (c *Client) Artifact(ctx context.Context, img *Image, referrer ocispec.Descriptor) (*Artifact, error) {
-	_, doc, err := c.repo(img.repo, transport.PullScope).manifestOf(ctx, referrer)
+	_, doc, err := manifestOf(ctx, c.source(img.at, transport.PullScope), referrer)
 	switch {
 	case err != nil:
 	case doc.isIndex():

@@ -14,7 +14,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const maxRedirects = 5
@@ -241,14 +240,6 @@ func (r *repo) manifest(ctx context.Context, id string) ([]byte, *document, erro
 		return nil, nil, fmt.Errorf("read manifest %s of %s: %w", id, r.name, err)
 	}
 	return raw, doc, nil
-}
-
-// manifestOf gets the manifest or index of a descriptor.
-func (r *repo) manifestOf(ctx context.Context, d ocispec.Descriptor) ([]byte, *document, error) {
-	if err := checkDigest(d.Digest); err != nil {
-		return nil, nil, err
-	}
-	return r.manifest(ctx, d.Digest.String())
 }
 
 // sameHost reports whether u is at host, the name of a registry. A missing

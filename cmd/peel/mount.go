@@ -56,6 +56,10 @@ func mountCommand() *cli.Command {
 	}
 }
 
+// gcPercent keeps a mount's process small: it waits for most of its life, and
+// there may be hundreds on a machine.
+const gcPercent = 40
+
 // mounting is one image on its way to one place.
 type mounting struct {
 	ref, dir, root string
@@ -93,6 +97,7 @@ func newMounting(c *cli.Context, ref, dir string) (*mounting, error) {
 // it is mounted, the end of the context waiting ends it; after that, the end of
 // c's unmounts it.
 func (m *mounting) serve(waiting context.Context, c *cli.Context, progress image.Progress, ready func()) (err error) {
+	debug.SetGCPercent(gcPercent)
 	lock, err := m.session.acquire()
 	if errors.Is(err, errAlive) {
 		return fmt.Errorf("an image is mounted on %s already: peel umount %s", m.dir, m.dir)

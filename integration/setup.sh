@@ -12,11 +12,13 @@ packages='
 	mmdebstrap
 	runc
 	shellcheck
+	skopeo
 	umoci
 '
 # ca-certificates: modules over HTTPS    erofs-utils: fsck.erofs checks ours
 # fuse3: mounting as an ordinary user    gcc, libc6-dev: the race detector
 # mmdebstrap: real images                runc: containerd's tasks
+# skopeo: archives as others write them
 # umoci: unpacks what we compare with    shellcheck: make lint
 
 # dpkg-query fails if it does not know one of them, which is no failure here.

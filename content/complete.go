@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/peelfs/peel/content/format"
@@ -40,6 +41,7 @@ func (l *Layer) Verify(ctx context.Context) error {
 	}
 	start := time.Now()
 	err := format.Verify(ctx, l.index, l.flat)
+	debug.FreeOSMemory() // the entries were most of what the process has used since it mounted
 	if errors.Is(err, format.ErrCorrupt) {
 		l.reject(err)
 	}
@@ -74,7 +76,7 @@ func (l *Layer) fetchWhole(src Blob) error {
 		return err
 	}
 	defer body.Close()
-	if _, err := format.Build(l.ctx, l.id, body, l.flat); err != nil {
+	if _, err := format.Build(l.ctx, l.id, body, format.Options{Flat: l.flat}); err != nil {
 		return err
 	}
 	l.present.blocks.set(0, l.blocks())

@@ -276,7 +276,8 @@ func (l *Layer) receive(r *blobReader, i int) error {
 	if err != nil {
 		return err
 	}
-	tar, err := format.Decode(l.index.Format, s, blob, window, l.store.tars.get(s.TarLen))
+	_, _, f := l.index.SpanBlob()
+	tar, err := format.Decode(f, s, blob, window, l.store.tars.get(s.TarLen))
 	if err != nil {
 		return err
 	}

@@ -49,33 +49,58 @@ func (s *Store) Ingest(ctx context.Context, id format.Layer, src Blob, progress 
 			return nil, "", err
 		}
 		defer func() { err = errors.Join(err, flat.Close()) }()
-		raw, err = BuildIndex(ctx, id, src, flat, progress)
+		raw, err = build(ctx, id, src, format.Options{Flat: flat}, progress)
 		return raw, builtHere, err
 	})
 }
 
-// BuildIndex reads a layer once and returns its serialised index. The files'
-// data goes to flat, which may be nil.
-func BuildIndex(ctx context.Context, id format.Layer, src Blob, flat io.WriterAt, progress func(n int)) ([]byte, error) {
+// BuildIndex reads a layer and returns its serialised index; its data is not
+// kept. A layer that proves to have no place to resume decoding for longer than
+// format.LongSpan is begun again, and its twin written to twin, if that is not
+// nil. The index then names the twin, and progress is told that what was read
+// before no longer counts.
+func BuildIndex(ctx context.Context, id format.Layer, src Blob, twin io.Writer, progress func(n int)) ([]byte, error) {
+	if twin == nil {
+		return build(ctx, id, src, format.Options{}, progress)
+	}
+	raw, err := build(ctx, id, src, format.Options{MaxSpan: format.LongSpan}, progress)
+	if errors.Is(err, format.ErrNoResume) {
+		raw, err = build(ctx, id, src, format.Options{Twin: twin}, progress)
+	}
+	return raw, err
+}
+
+func build(ctx context.Context, id format.Layer, src Blob, o format.Options, progress func(n int)) ([]byte, error) {
 	body, _, err := src.Open(ctx, 0, id.Size)
 	if err != nil {
 		return nil, err
 	}
 	defer body.Close()
-	return format.Build(ctx, id, &counted{body, progress}, flat)
+	c := &counted{Reader: body, progress: progress}
+	raw, err := format.Build(ctx, id, c, o)
+	if errors.Is(err, format.ErrNoResume) {
+		c.add(-c.n)
+	}
+	return raw, err
 }
 
 type counted struct {
 	io.Reader
+	n        int
 	progress func(n int)
 }
 
 func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.Reader.Read(p)
+	c.add(n)
+	return n, err
+}
+
+func (c *counted) add(n int) {
+	c.n += n
 	if c.progress != nil {
 		c.progress(n)
 	}
-	return n, err
 }
 
 // make makes a layer's directory: fill writes the flat blob into a new one and
@@ -135,7 +160,7 @@ func (s *Store) install(id format.Layer, dir string, raw []byte, from string) er
 		p.spans.set(0, p.spans.n)
 		p.blocks.set(0, p.blocks.n)
 	} else {
-		p.setHoles(runs{table})
+		p.setHoles(runs{table}, spans)
 	}
 	if err := os.Truncate(filepath.Join(dir, "flat"), f.FlatSize); err != nil {
 		return err

@@ -38,7 +38,7 @@ type Layer struct {
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
-	src     Blob
+	src     Blob            // that the spans are of
 	flying  map[int]*flight // spans that are being fetched
 	streams streams
 	bad     error // set once the layer has proved to be another than promised
@@ -185,7 +185,9 @@ func (l *Layer) restore() error {
 	if ok, err := l.present.current(); err != nil {
 		return err
 	} else if !ok {
-		return l.present.restore(durable)
+		err := l.present.restore(durable)
+		l.present.setHoles(l.runs, l.spans)
+		return err
 	}
 	l.dirty.Store(!bytes.Equal(durable, l.present.snapshot()))
 	return nil
@@ -214,12 +216,14 @@ func (l *Layer) closeFiles() error {
 }
 
 // setSource replaces where missing data comes from.
-func (l *Layer) setSource(src Blob) {
+func (l *Layer) setSource(src Source) {
+	if src == nil {
+		return
+	}
+	blob, size, _ := l.index.SpanBlob()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if src != nil {
-		l.src = src
-	}
+	l.src = src(blob, size)
 }
 
 // String returns the layer's name: the hexadecimal part of its digest.

@@ -119,9 +119,9 @@ func viewMap(mem []byte, spans, blocks int) (*presence, error) {
 	return &presence{mem: mem, spans: bitmap{words[:cut], spans}, blocks: bitmap{words[cut:], blocks}}, nil
 }
 
-// setHoles makes those blocks present that have no data: the holes of sparse
-// files.
-func (p *presence) setHoles(r runs) {
+// setHoles makes those blocks present that have no data, the holes of sparse
+// files, and those spans that have none, which nobody will ever fetch.
+func (p *presence) setHoles(r runs, spans []index.Span) {
 	next := 0 // the first block that may be a hole
 	for i := range r.len() {
 		x := r.at(i)
@@ -129,6 +129,14 @@ func (p *presence) setHoles(r runs) {
 		next = int(index.Align(x.flat+x.len) / index.BlockSize)
 	}
 	p.blocks.set(next, p.blocks.n)
+	for i := range spans {
+		if x := r.afterTar(spans[i].TarOff); x == r.len() || r.at(x).tar >= spans[i].TarOff+spans[i].TarLen {
+			p.spans.set(i, i+1)
+		}
+	}
+	if r.len() == 0 {
+		p.spans.set(0, p.spans.n)
+	}
 }
 
 // openMap maps a map's file.

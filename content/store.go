@@ -33,12 +33,16 @@ import (
 // ErrNoIndex says that a layer has no index in the store.
 var ErrNoIndex = errors.New("layer is not indexed here")
 
-// Blob is a layer as its source has it.
+// Blob is a layer, or its twin, as its source has it.
 type Blob interface {
 	// Open returns the n bytes at off. A source that cannot serve ranges
 	// returns the blob from its first to its last byte, and whole = true.
 	Open(ctx context.Context, off, n int64) (body io.ReadCloser, whole bool, err error)
 }
+
+// Source gives the blobs of the repository that a layer is from: the layer's
+// own, or the twin that its index names. size is in bytes.
+type Source func(blob digest.Digest, size int64) Blob
 
 // Options of a store; the zero value works.
 type Options struct {
@@ -107,10 +111,23 @@ func (s *Store) layerDir(id digest.Digest) string {
 	return filepath.Join(s.root, "layers", id.Encoded())
 }
 
+// TempFile returns a new file without a name, on the disk of the store. It is
+// gone when it is closed.
+func (s *Store) TempFile() (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Join(s.root, "tmp"), "")
+	if err != nil {
+		return nil, fmt.Errorf("make a temporary file: %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // Layer opens a layer that has an index in the store. What is missing of its
-// data will come from src. The error wraps ErrNoIndex if AddIndex or Ingest
-// has to come first. The caller closes the layer.
-func (s *Store) Layer(id format.Layer, src Blob) (*Layer, error) {
+// data will come from src, which may be nil. The error wraps ErrNoIndex if
+// AddIndex or Ingest has to come first. The caller closes the layer.
+func (s *Store) Layer(id format.Layer, src Source) (*Layer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l := s.layers[id.Blob]; l != nil {

@@ -17,7 +17,9 @@ func indexCommand() *cli.Command {
 		ArgsUsage: "IMAGE",
 		Description: "Reads every layer once and keeps its index in the store. With --push the indices\n" +
 			"are attached to the image in its registry, as an OCI referrer; the image itself\n" +
-			"stays as it is.",
+			"stays as it is. A layer in which decoding cannot resume, such as one of a single\n" +
+			"zstd frame, then gets a twin beside its index: the same data once more, in frames\n" +
+			"that can be fetched one by one. Without --push such a layer is fetched whole.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "push", Usage: "attach the indices to the image in its registry"},
 			&cli.BoolFlag{Name: "show", Usage: "only list the layers, and why each is lazy or not"},
@@ -57,18 +59,22 @@ func (e *engine) index(c *cli.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	indices, err := e.Index(c.Context, img)
+	indices, err := e.Index(c.Context, img, c.Bool("push"))
 	if err != nil {
 		return fmt.Errorf("index %s: %w", ref, err)
 	}
+	defer indices.Close()
 	bar.end()
 	var size, blobs int64
 	for i, l := range img.Layers {
-		size += int64(len(indices[i]))
+		size += int64(len(indices.Raw[i]))
 		blobs += l.Size
 	}
 	fmt.Fprintf(c.App.Writer, "%s: %d layers of %s indexed in %s (%.1f %%)\n",
 		img.Digest, len(img.Layers), bytesText(blobs), bytesText(size), 100*float64(size)/float64(max(1, blobs)))
+	if n := indices.TwinBytes(); n > 0 {
+		fmt.Fprintf(c.App.Writer, "twins of %s for layers in which decoding cannot resume\n", bytesText(n))
+	}
 	if !c.Bool("push") {
 		return nil
 	}

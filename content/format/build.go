@@ -19,6 +19,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// ErrNoResume says that a layer has no place to resume decoding for longer than
+// Options.MaxSpan.
+var ErrNoResume = errors.New("no place to resume decoding")
+
 // ErrUnsupported is wrapped by errors about layers of a kind that is not known.
 var ErrUnsupported = errors.New("unsupported layer format")
 
@@ -33,22 +37,37 @@ type Layer struct {
 	DiffID digest.Digest // of the tar in it
 }
 
-// Build reads a layer's blob from its start to its end and returns its
-// serialised index. The files' data is written to flat, where each file has
-// its place in the flat blob; flat may be nil. Nothing that was written counts
-// unless Build returns without an error: digests are checked at the end.
-//
-// Decoding, hashing and taking the tar apart run side by side.
-func Build(ctx context.Context, l Layer, blob io.Reader, flat io.WriterAt) ([]byte, error) {
-	return build(ctx, l, blob, flat, SpanSize)
+// Options say what Build makes besides the index. The zero value is nothing.
+type Options struct {
+	// Flat is written the files' data, each file at its place in the flat blob.
+	Flat io.WriterAt
+
+	// Twin is written the layer's twin: its tar in zstd frames of SpanSize,
+	// which the index's spans are then of. It is for blobs that decoding
+	// cannot resume in.
+	Twin io.Writer
+
+	// MaxSpan ends the build with ErrNoResume as soon as a span is longer, in
+	// bytes of tar. The default is to go on: a layer that would have spans
+	// longer than index.MaxSpan gets none.
+	MaxSpan int64
 }
 
-func build(ctx context.Context, l Layer, blob io.Reader, flat io.WriterAt, spanSize int64) ([]byte, error) {
+// Build reads a layer's blob from its start to its end and returns its
+// serialised index. Nothing that was written counts unless Build returns
+// without an error: digests are checked at the end.
+//
+// Decoding, hashing and taking the tar apart run side by side.
+func Build(ctx context.Context, l Layer, blob io.Reader, o Options) ([]byte, error) {
+	return build(ctx, l, blob, o, SpanSize)
+}
+
+func build(ctx context.Context, l Layer, blob io.Reader, o Options, spanSize int64) ([]byte, error) {
 	b, err := index.NewBuilder()
 	if err != nil {
 		return nil, err
 	}
-	p, err := newPass(blob, b, spanSize)
+	p, err := newPass(blob, b, o, spanSize)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", l.Blob, err)
 	}
@@ -56,14 +75,19 @@ func build(ctx context.Context, l Layer, blob io.Reader, flat io.WriterAt, spanS
 	diffID, spans, files := newFeed(ctx), newFeed(ctx), newFeed(ctx)
 	free := make(chan []byte, 8) // bounds the bytes between the decoder and the slowest reader
 	for range cap(free) {
-		free <- make([]byte, chunkSize)
+		free <- nil // made when it is first used: most layers are small
 	}
 	var diff hash.Hash
 	g.Go(func() error { return p.decode(ctx, free, diffID, spans, files) })
 	g.Go(func() (err error) { diff, err = hashAll(diffID); return err })
-	g.Go(func() error { return p.hashSpans(spans) })
 	g.Go(func() error {
-		return readTar(files, b.Framing(), flat, func(e *index.Entry, sum *index.SHA256) error {
+		if p.twin != nil {
+			return p.twin.read(ctx, spans, spanSize)
+		}
+		return p.hashSpans(spans)
+	})
+	g.Go(func() error {
+		return readTar(files, b.Framing(), o.Flat, func(e *index.Entry, sum *index.SHA256) error {
 			b.Entries = append(b.Entries, *e)
 			if sum != nil {
 				b.Digests = append(b.Digests, *sum)
@@ -87,27 +111,40 @@ type pass struct {
 	format   index.Format
 	out      *index.Builder
 	spanSize int64
+	maxSpan  int64 // see Options; 0 for none
+	twin     *twin // nil for none
 
 	tar    int64   // bytes decoded
 	cuts   []int64 // where spans begin that the decoder is about to reach
 	window []byte  // what the current span may refer to
 	sums   []index.SHA256
-	lazy   bool // no span has become too long
 }
 
 // newPass looks at the first bytes of the blob to see what it is: media types
 // are often wrong about compression.
-func newPass(blob io.Reader, b *index.Builder, spanSize int64) (*pass, error) {
-	p := &pass{src: newSource(blob), out: b, spanSize: spanSize, lazy: true}
+func newPass(blob io.Reader, b *index.Builder, o Options, spanSize int64) (*pass, error) {
+	p := &pass{src: newSource(blob), out: b, spanSize: spanSize, maxSpan: o.MaxSpan}
 	head, err := p.src.peek(6)
 	if err != nil {
 		return nil, err
+	}
+	if o.Twin != nil {
+		if p.twin, err = newTwin(o.Twin); err != nil {
+			return nil, err
+		}
+		p.src.forget()
 	}
 	switch {
 	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
 		p.format = index.Gzip
 		p.dec = newInflater(p.src, p.resumeAt)
-	case string(head) == "\xfd7zXZ\x00" || len(head) >= 4 && string(head[:4]) == "\x28\xb5\x2f\xfd" || len(head) >= 3 && string(head[:3]) == "BZh":
+	case isZstd(head):
+		p.format = index.Zstd
+		p.src.forget()
+		if p.dec, err = newUnzstd(p.src, p.resumeAt); err != nil {
+			return nil, err
+		}
+	case string(head) == "\xfd7zXZ\x00" || len(head) >= 3 && string(head[:3]) == "BZh":
 		return nil, fmt.Errorf("%w: it starts with % x", ErrUnsupported, head)
 	default:
 		p.format = index.Tar
@@ -121,7 +158,7 @@ func newPass(blob io.Reader, b *index.Builder, spanSize int64) (*pass, error) {
 // long enough.
 func (p *pass) resumeAt(r resume) {
 	n := len(p.out.Spans)
-	if n > 0 && r.tar-p.out.Spans[n-1].TarOff < p.spanSize {
+	if p.twin != nil || n > 0 && r.tar-p.out.Spans[n-1].TarOff < p.spanSize {
 		return
 	}
 	p.endSpan(r.tar, r.blob, r.bits)
@@ -142,9 +179,6 @@ func (p *pass) endSpan(tar, blob int64, bits uint8) {
 	if bits > 0 {
 		s.BlobLen++
 	}
-	if s.TarLen > index.MaxSpan || s.BlobLen > 2*index.MaxSpan {
-		p.lazy = false
-	}
 	if len(p.window) > 0 {
 		if w := usedWindow(p.window, p.src.kept(), s.Bits); len(w) > 0 {
 			s.Window = p.out.AddWindow(w)
@@ -153,21 +187,24 @@ func (p *pass) endSpan(tar, blob int64, bits uint8) {
 }
 
 // decode reads the tar to its end and hands every piece of it to all feeds.
+// Before the end they hear of a failure by the context only, so that it is this
+// error that is reported and not theirs.
 func (p *pass) decode(ctx context.Context, free chan []byte, feeds ...*feed) error {
-	defer func() {
-		for _, f := range feeds {
-			close(f.in)
-		}
-	}()
 	for {
 		buf, err := receive(ctx, free)
 		if err != nil {
 			return err
 		}
+		if buf == nil {
+			buf = make([]byte, chunkSize)
+		}
 		n, err := p.fill(buf)
 		c := newChunk(buf, n, len(feeds), free)
 		c.cuts = p.takeCuts(n)
 		p.tar += int64(n)
+		if s := p.out.Spans; p.maxSpan > 0 && len(s) > 0 && p.tar-s[len(s)-1].TarOff > p.maxSpan {
+			return fmt.Errorf("%w for more than %d bytes of its tar", ErrNoResume, p.maxSpan)
+		}
 		for _, f := range feeds {
 			select {
 			case f.in <- c:
@@ -176,6 +213,9 @@ func (p *pass) decode(ctx context.Context, free chan []byte, feeds ...*feed) err
 			}
 		}
 		if err == io.EOF {
+			for _, f := range feeds {
+				close(f.in)
+			}
 			return nil
 		}
 		if err != nil {
@@ -254,6 +294,20 @@ func (p *pass) finish(l Layer, diffID digest.Digest) error {
 	if diffID != l.DiffID {
 		return fmt.Errorf("%w: its tar has the digest %s, the image's configuration says %s", ErrCorrupt, diffID, l.DiffID)
 	}
+	p.out.Header = index.Header{
+		Blob: l.Blob, BlobSize: l.Size, DiffID: l.DiffID, TarSize: p.tar, Format: p.format,
+	}
+	if p.twin != nil {
+		if p.out.Spans = p.twin.spans; p.twin.size > 0 {
+			p.out.Header.Twin, p.out.Header.TwinSize = p.twin.digest(), p.twin.size
+		}
+		return nil
+	}
+	return p.finishSpans()
+}
+
+// finishSpans completes the spans that the decoder has cut.
+func (p *pass) finishSpans() error {
 	p.endSpan(p.tar, p.src.n, 0)
 	spans := p.out.Spans
 	for n := len(spans); n > 0 && spans[n-1].TarLen == 0; n-- { // a place to resume, with nothing after it
@@ -262,15 +316,21 @@ func (p *pass) finish(l Layer, diffID digest.Digest) error {
 			spans[n-2].BlobLen = p.src.n - spans[n-2].BlobOff
 		}
 	}
+	most := int64(index.MaxSpan)
+	if p.maxSpan > 0 {
+		most = p.maxSpan
+	}
+	long := false
 	for i := range spans {
 		spans[i].Digest = p.sums[i]
+		long = long || spans[i].TarLen > most || spans[i].BlobLen > 2*index.MaxSpan
 	}
-	if !p.lazy {
+	if long && p.maxSpan > 0 {
+		return fmt.Errorf("%w for more than %d bytes of its tar", ErrNoResume, p.maxSpan)
+	}
+	if long {
 		spans = nil
 	}
 	p.out.Spans = spans
-	p.out.Header = index.Header{
-		Blob: l.Blob, BlobSize: l.Size, DiffID: l.DiffID, TarSize: p.tar, Format: p.format,
-	}
 	return nil
 }

@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -19,6 +21,32 @@ import (
 	"github.com/peelfs/peel/content/index"
 	"github.com/peelfs/peel/content/internal/sample"
 )
+
+// made is what tests share, because it takes its time: a tar, its files' data
+// by name, and its blobs by encoding.
+var made struct {
+	once  sync.Once
+	tar   []byte
+	files map[string][]byte
+	blobs sync.Map
+}
+
+func theTar(t testing.TB) ([]byte, map[string][]byte) {
+	t.Helper()
+	made.once.Do(func() { made.tar, made.files = sample.Tar(t, 1) })
+	return slices.Clip(made.tar), made.files
+}
+
+// blobOf returns the tar, and it in an encoding.
+func blobOf(t testing.TB, encoding string) (tarball, blob []byte) {
+	t.Helper()
+	tarball, _ = theTar(t)
+	b, ok := made.blobs.Load(encoding)
+	if !ok {
+		b, _ = made.blobs.LoadOrStore(encoding, sample.Encodings[encoding](t, tarball))
+	}
+	return tarball, b.([]byte)
+}
 
 // memory is a flat blob in memory.
 type memory struct{ b []byte }
@@ -34,7 +62,7 @@ func (m *memory) WriteAt(p []byte, off int64) (int, error) {
 func build(t testing.TB, tar, blob []byte) (*index.File, *memory) {
 	t.Helper()
 	flat := new(memory)
-	raw, err := format.Build(context.Background(), sample.Layer(tar, blob), bytes.NewReader(blob), flat)
+	raw, err := format.Build(context.Background(), sample.Layer(tar, blob), bytes.NewReader(blob), format.Options{Flat: flat})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,9 +73,10 @@ func build(t testing.TB, tar, blob []byte) (*index.File, *memory) {
 	return f, flat
 }
 
-// decodeAll decodes every span of the blob by itself.
+// decodeAll decodes every span by itself. blob is what the spans are of.
 func decodeAll(t testing.TB, f *index.File, blob []byte) []byte {
 	t.Helper()
+	_, _, encoding := f.SpanBlob()
 	spans, err := f.Spans()
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +88,7 @@ func decodeAll(t testing.TB, f *index.File, blob []byte) []byte {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := format.Decode(f.Format, s, blob[s.BlobOff:s.BlobOff+s.BlobLen], window, nil)
+		got, err := format.Decode(encoding, s, blob[s.BlobOff:s.BlobOff+s.BlobLen], window, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,10 +98,10 @@ func decodeAll(t testing.TB, f *index.File, blob []byte) []byte {
 }
 
 func TestBuild(t *testing.T) {
-	tarball, files := sample.Tar(t, 1)
-	for name, encode := range sample.Encodings {
+	_, files := theTar(t)
+	for name := range sample.Encodings {
 		t.Run(name, func(t *testing.T) {
-			blob := encode(t, tarball)
+			tarball, blob := blobOf(t, name)
 			f, flat := build(t, tarball, blob)
 			if got := decodeAll(t, f, blob); !bytes.Equal(got, tarball) {
 				t.Error("the spans together are not the tar")
@@ -217,8 +246,7 @@ func TestSparse(t *testing.T) {
 }
 
 func TestBuildRefuses(t *testing.T) {
-	tarball, _ := sample.Tar(t, 2)
-	blob := sample.Encodings["gzip"](t, tarball)
+	tarball, blob := blobOf(t, "gzip")
 	one := func(h tar.Header) []byte {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
@@ -251,7 +279,7 @@ func TestBuildRefuses(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			raw, err := format.Build(context.Background(), tt.layer, bytes.NewReader(tt.blob), nil)
+			raw, err := format.Build(context.Background(), tt.layer, bytes.NewReader(tt.blob), format.Options{})
 			if err == nil || raw != nil {
 				t.Fatalf("an index of %d bytes and no error", len(raw))
 			}
@@ -278,20 +306,29 @@ func TestAbsoluteName(t *testing.T) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	tarball, _ := sample.Tar(t, 3)
-	blob := sample.Encodings["gzip"](t, tarball)
-	f, _ := build(t, tarball, blob)
-	spans, err := f.Spans()
-	if err != nil {
-		t.Fatal(err)
+	for _, encoding := range []string{"tar", "gzip", "frames", "skippable frames"} {
+		t.Run(encoding, func(t *testing.T) {
+			tarball, blob := blobOf(t, encoding)
+			f, _ := build(t, tarball, blob)
+			spans, err := f.Spans()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &spans[1]
+			window, err := f.Window(s)
+			if err != nil || (len(window) > 0) != (encoding == "gzip") {
+				t.Fatalf("a window of %d bytes, error %v", len(window), err)
+			}
+			decodeDamaged(t, f.Format, s, blob[s.BlobOff:s.BlobOff+s.BlobLen], window, tarball[s.TarOff:s.TarOff+s.TarLen])
+		})
 	}
-	s := &spans[1]
-	window, err := f.Window(s)
-	if err != nil || len(window) == 0 {
-		t.Fatalf("a window of %d bytes, error %v", len(window), err)
-	}
-	good := blob[s.BlobOff : s.BlobOff+s.BlobLen]
+}
+
+// decodeDamaged changes a span's bytes. What it decodes to is either right or
+// refused.
+func decodeDamaged(t *testing.T, f index.Format, s *index.Span, good, window, want []byte) {
 	r := rand.New(rand.NewPCG(4, 4))
+	refused := 0
 	for range 200 {
 		bad, w := bytes.Clone(good), bytes.Clone(window)
 		switch r.IntN(3) {
@@ -300,19 +337,25 @@ func TestDecodeRefuses(t *testing.T) {
 		case 1:
 			bad = bad[:r.IntN(len(bad)-2)]
 		case 2:
-			at := r.IntN(len(w))
-			if w[at] == 0 { // perhaps not referred to
+			at := r.IntN(len(w) + 1)
+			if at == len(w) || w[at] == 0 { // perhaps not referred to
 				continue
 			}
 			w[at] ^= 1 << r.IntN(8)
 		}
-		got, err := format.Decode(f.Format, s, bad, w, nil)
-		if err == nil && !bytes.Equal(got, tarball[s.TarOff:s.TarOff+s.TarLen]) {
+		got, err := format.Decode(f, s, bad, w, nil)
+		if err == nil && !bytes.Equal(got, want) {
 			t.Fatal("wrong bytes and no error")
 		}
 		if err != nil && (!errors.Is(err, format.ErrCorrupt) || got != nil) {
 			t.Fatalf("error %v with %d bytes", err, len(got))
 		}
+		if err != nil {
+			refused++
+		}
+	}
+	if refused < 80 {
+		t.Errorf("only %d were refused", refused)
 	}
 }
 
@@ -324,16 +367,16 @@ func TestBuildStops(t *testing.T) {
 		cancel()
 		w.CloseWithError(ctx.Err())
 	}()
-	if _, err := format.Build(ctx, format.Layer{}, r, nil); !errors.Is(err, context.Canceled) {
+	if _, err := format.Build(ctx, format.Layer{}, r, format.Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }
 
 // A full disk ends the build with the disk's error.
 func TestBuildDiskFull(t *testing.T) {
-	tarball, _ := sample.Tar(t, 5)
+	tarball, _ := theTar(t)
 	full := errors.New("no space left on device")
-	_, err := format.Build(context.Background(), sample.Layer(tarball, tarball), bytes.NewReader(tarball), failing{full})
+	_, err := format.Build(context.Background(), sample.Layer(tarball, tarball), bytes.NewReader(tarball), format.Options{Flat: failing{full}})
 	if !errors.Is(err, full) {
 		t.Errorf("error %v", err)
 	}
@@ -343,19 +386,47 @@ type failing struct{ err error }
 
 func (f failing) WriteAt([]byte, int64) (int, error) { return 0, f.err }
 
-// FuzzBuild gives Build any bytes as a blob, and as a file in one. What it
-// accepts must decode, span by span, to what was compressed.
-func FuzzBuild(f *testing.F) {
-	tarball, _ := sample.Tar(f, 8)
-	for _, encode := range sample.Encodings {
-		f.Add(encode(f, tarball[:64<<10]), 6)
+// seeds are short blobs of every encoding. Long ones cost the fuzzer its time.
+func seeds(f *testing.F) map[string][]byte {
+	tarball, _ := theTar(f)
+	blobs := map[string][]byte{}
+	for name, encode := range sample.Encodings {
+		blobs[name] = encode(f, append(bytes.Clone(tarball[:3<<10]), make([]byte, 1024)...))
 	}
-	f.Add([]byte("\x1f\x8b\x08"), 1)
+	return blobs
+}
+
+// FuzzBuild gives Build any bytes as a blob.
+func FuzzBuild(f *testing.F) {
+	for _, blob := range seeds(f) {
+		f.Add(blob)
+	}
+	f.Add([]byte("\x1f\x8b\x08"))
+	f.Fuzz(func(t *testing.T, blob []byte) {
+		raw, err := format.Build(t.Context(), sample.Layer(blob, blob), bytes.NewReader(blob), format.Options{})
+		if err == nil && !bytes.Contains(raw, []byte("peel-idx")) {
+			t.Error("neither an index nor an error")
+		}
+	})
+}
+
+// FuzzSpans compresses any bytes. What Build makes of them must decode, span by
+// span, to what was compressed.
+func FuzzSpans(f *testing.F) {
+	for _, blob := range seeds(f) {
+		f.Add(blob, 6)
+	}
 	f.Fuzz(func(t *testing.T, p []byte, level int) {
-		_, _ = format.Build(context.Background(), sample.Layer(p, p), bytes.NewReader(p), nil)
 		tarball := sample.Wrap(t, p)
-		blob := sample.Gzip(t, tarball, 1+int(uint(level)%9))
-		raw, err := format.BuildSpans(context.Background(), sample.Layer(tarball, blob), bytes.NewReader(blob), nil, 4096)
+		var blob []byte
+		if level = int(uint(level) % 11); level < 10 {
+			blob = sample.Gzip(t, tarball, level)
+		} else {
+			for cut := range slices.Chunk(tarball, 2000+len(p)) {
+				blob = append(blob, sample.Zstd(t, cut)...)
+			}
+		}
+		raw, err := format.BuildSpans(t.Context(), sample.Layer(tarball, blob), bytes.NewReader(blob), format.Options{}, 4096)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -369,18 +440,47 @@ func FuzzBuild(f *testing.F) {
 	})
 }
 
+// FuzzDecode gives Decode any bytes as a span's. They never pass for another
+// tar than the one with the span's digest.
+func FuzzDecode(f *testing.F) {
+	for name, blob := range seeds(f) {
+		for _, encoding := range []index.Format{index.Tar, index.Gzip, index.Zstd} {
+			f.Add(uint8(encoding), blob, []byte("window"), uint8(0), strings.HasSuffix(name, "gzip"))
+		}
+	}
+	f.Fuzz(func(t *testing.T, encoding uint8, blob, window []byte, bits uint8, member bool) {
+		const n = 4096
+		s := &index.Span{TarLen: n, BlobLen: int64(len(blob)), Bits: bits & 7, Member: member, Digest: sha256.Sum256(make([]byte, n))}
+		got, err := format.Decode(index.Format(encoding), s, blob, window, nil)
+		if err == nil && !bytes.Equal(got, make([]byte, n)) || err != nil && (!errors.Is(err, format.ErrCorrupt) || got != nil) {
+			t.Errorf("%d bytes, error %v", len(got), err)
+		}
+	})
+}
+
 func BenchmarkBuild(b *testing.B) {
 	tarball, _ := sample.Tar(b, 6)
 	for len(tarball) < 64<<20 {
 		tarball = append(tarball[:len(tarball)-1024], tarball...)
 	}
-	blob := sample.Encodings["gzip"](b, tarball)
-	b.SetBytes(int64(len(tarball)))
-	for b.Loop() {
-		raw, err := format.Build(context.Background(), sample.Layer(tarball, blob), bytes.NewReader(blob), nil)
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.ReportMetric(100*float64(len(raw))/float64(len(blob)), "%index")
+	for _, encoding := range []string{"gzip", "zstd", "zstd with a twin"} {
+		name, _, twinned := strings.Cut(encoding, " ")
+		blob := sample.Encodings[name](b, tarball)
+		b.Run(encoding, func(b *testing.B) {
+			b.SetBytes(int64(len(tarball)))
+			for b.Loop() {
+				var twin bytes.Buffer
+				var o format.Options
+				if twinned {
+					o.Twin = &twin
+				}
+				raw, err := format.Build(context.Background(), sample.Layer(tarball, blob), bytes.NewReader(blob), o)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(100*float64(len(raw))/float64(len(blob)), "%index")
+				b.ReportMetric(100*float64(twin.Len())/float64(len(blob)), "%twin")
+			}
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/peelfs/peel/content/index"
 )
 
 // source is a blob as it comes in: counted, hashed, and remembered from where
@@ -44,6 +45,9 @@ func (s *source) Read(p []byte) (n int, err error) {
 	s.sum.Write(p[:n])
 	if !s.forgot {
 		s.hist = append(s.hist, p[:n]...)
+		if len(s.hist) > 2*index.MaxSpan { // no index has such a span
+			s.forget()
+		}
 	}
 	return n, err
 }

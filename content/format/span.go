@@ -27,6 +27,8 @@ func Decode(f index.Format, s *index.Span, blob, window, dst []byte) ([]byte, er
 		out = append(dst, blob...)
 	case index.Gzip:
 		out, err = decodeGzip(s, blob, window, dst)
+	case index.Zstd:
+		out, err = decodeZstd(s, blob, dst)
 	default:
 		err = fmt.Errorf("no way to read %s", f)
 	}

@@ -17,11 +17,8 @@ const (
 
 // check holds an index against the rules that FORMAT.md lists.
 func check(h *Header, entries []Entry, spans []Span, digests int) error {
-	if h.BlobSize < 0 || h.BlobSize > maxTar || h.TarSize < 0 || h.TarSize > maxTar {
-		return fmt.Errorf("%w: blob of %d bytes, tar of %d bytes", ErrFormat, h.BlobSize, h.TarSize)
-	}
-	if len(entries) > maxNumbers || len(spans) > maxNumbers {
-		return fmt.Errorf("%w: %d entries and %d spans are too many", ErrFormat, len(entries), len(spans))
+	if err := h.check(len(entries), len(spans)); err != nil {
+		return err
 	}
 	if err := checkEntries(entries, h.TarSize); err != nil {
 		return err
@@ -36,6 +33,22 @@ func check(h *Header, entries []Entry, spans []Span, digests int) error {
 		return fmt.Errorf("%w: %d files with data and %d digests", ErrFormat, files, digests)
 	}
 	return checkSpans(spans, h, maxRaw)
+}
+
+// check holds the header against the rules, with the numbers that it says.
+func (h *Header) check(entries, spans int) error {
+	for _, n := range []int64{h.BlobSize, h.TarSize, h.TwinSize} {
+		if n < 0 || n > maxTar {
+			return fmt.Errorf("%w: blob of %d bytes, tar of %d bytes, twin of %d bytes", ErrFormat, h.BlobSize, h.TarSize, h.TwinSize)
+		}
+	}
+	if entries < 0 || entries > maxNumbers || spans < 0 || spans > maxNumbers {
+		return fmt.Errorf("%w: %d entries and %d spans are too many", ErrFormat, entries, spans)
+	}
+	if (h.Twin != "") != (h.TwinSize > 0) || h.Twin != "" && spans == 0 {
+		return fmt.Errorf("%w: twin %q of %d bytes and %d spans", ErrFormat, h.Twin, h.TwinSize, spans)
+	}
+	return nil
 }
 
 func checkEntries(entries []Entry, tarSize int64) error {
@@ -123,16 +136,19 @@ func checkSpans(spans []Span, h *Header, windows int64) error {
 	if len(spans) == 0 {
 		return nil
 	}
+	_, size, format := h.SpanBlob()
 	var tar, blob, end, window int64
 	for i := range spans {
 		s := &spans[i]
 		switch {
 		case s.TarOff != tar || s.TarLen <= 0 || s.TarLen > MaxSpan:
 			return fmt.Errorf("%w: span %d has %d bytes at %d", ErrFormat, i, s.TarLen, s.TarOff)
-		case s.BlobLen <= 0 || s.BlobOff < blob || s.BlobOff+s.BlobLen > h.BlobSize || s.BlobOff > end || s.BlobOff < end-1:
+		case s.BlobLen <= 0 || s.BlobOff < blob || s.BlobOff+s.BlobLen > size || s.BlobOff > end || s.BlobOff < end-1:
 			return fmt.Errorf("%w: span %d is %d bytes at %d of the blob", ErrFormat, i, s.BlobLen, s.BlobOff)
 		case s.Bits > 7 || s.Bits > 0 && s.Member || s.BlobLen > 2*MaxSpan:
 			return fmt.Errorf("%w: span %d starts in the middle of a byte that is a member's first", ErrFormat, i)
+		case format != Gzip && (s.Bits > 0 || s.Member || s.Window.Len > 0):
+			return fmt.Errorf("%w: span %d of a %s blob says what only those of gzip do", ErrFormat, i, format)
 		case s.Window.Off != window && s.Window.Len > 0 || s.Window.Len < 0 || s.Window.Len > maxWindow+1024:
 			return fmt.Errorf("%w: span %d has a window of %d bytes at %d", ErrFormat, i, s.Window.Len, s.Window.Off)
 		}

@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 const (
 	magic      = "peel-idx"
 	version    = 1
-	headerSize = 200
+	headerSize = 240
 )
 
 // The sections, in their order in the file.
@@ -57,7 +58,9 @@ func (f *framing) Write(p []byte) (int, error) {
 // NewBuilder returns an empty builder.
 func NewBuilder() (*Builder, error) {
 	b := new(Builder)
-	opts := []zstd.EOption{zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false)}
+	opts := []zstd.EOption{ // a larger window gains a thousandth, and costs memory for every layer
+		zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1 << 20),
+	}
 	var err error
 	if b.enc, err = zstd.NewWriter(nil, append(opts, zstd.WithSingleSegment(true), zstd.WithEncoderLevel(zstd.SpeedBetterCompression))...); err != nil {
 		return nil, err
@@ -113,6 +116,9 @@ func (b *Builder) Encode() ([]byte, error) {
 	return out, nil
 }
 
+// noTwin is what stands in the header for the digest of a twin that is not.
+const noTwin = digest.Digest("sha256:0000000000000000000000000000000000000000000000000000000000000000")
+
 func encodeHeader(h *Header, entries, spans int) ([]byte, error) {
 	out := make([]byte, 0, headerSize)
 	out = append(out, magic...)
@@ -121,7 +127,7 @@ func encodeHeader(h *Header, entries, spans int) ([]byte, error) {
 	for _, d := range []struct {
 		digest digest.Digest
 		size   int64
-	}{{h.Blob, h.BlobSize}, {h.DiffID, h.TarSize}} {
+	}{{h.Blob, h.BlobSize}, {h.DiffID, h.TarSize}, {cmp.Or(h.Twin, noTwin), h.TwinSize}} {
 		sum, err := hex.DecodeString(d.digest.Encoded())
 		if err != nil || d.digest.Algorithm() != digest.SHA256 || len(sum) != len(SHA256{}) {
 			return nil, fmt.Errorf("digest %q is not a SHA-256", d.digest)

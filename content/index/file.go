@@ -52,22 +52,28 @@ func Open(r io.ReaderAt, size int64) (*File, error) {
 	}
 	f := &File{r: r}
 	f.Format = Format(buf[12])
-	f.Blob = digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(buf[16:48]))
-	f.BlobSize = int64(le.Uint64(buf[48:]))
-	f.DiffID = digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(buf[56:88]))
-	f.TarSize = int64(le.Uint64(buf[88:]))
-	f.FlatSize = int64(le.Uint64(buf[96:]))
-	entries, spans := le.Uint64(buf[104:]), le.Uint64(buf[112:])
-	if entries > maxNumbers || spans > maxNumbers {
-		return nil, fmt.Errorf("%w: %d entries and %d spans are too many", ErrFormat, entries, spans)
+	f.Blob, f.BlobSize = decodeBlob(buf[16:])
+	f.DiffID, f.TarSize = decodeBlob(buf[56:])
+	if f.Twin, f.TwinSize = decodeBlob(buf[96:]); f.Twin == noTwin {
+		f.Twin = ""
 	}
-	f.entries, f.spans = int(entries), int(spans)
-	if err := f.openSections(buf[120:], size); err != nil {
+	f.FlatSize = int64(le.Uint64(buf[136:]))
+	f.entries, f.spans = int(le.Uint64(buf[144:])), int(le.Uint64(buf[152:]))
+	if err := f.check(f.entries, f.spans); err != nil {
+		return nil, err
+	}
+	if err := f.openSections(buf[160:], size); err != nil {
 		return nil, err
 	}
 	var err error
 	f.dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecoderLowmem(true))
 	return f, err
+}
+
+// decodeBlob reads a digest, and the bytes that it is of.
+func decodeBlob(b []byte) (digest.Digest, int64) {
+	n := len(SHA256{})
+	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(b[:n])), int64(binary.LittleEndian.Uint64(b[n:]))
 }
 
 func (f *File) openSections(table []byte, size int64) error {

@@ -41,6 +41,7 @@ type Format uint8
 const (
 	Tar  Format = 1 // uncompressed tar
 	Gzip Format = 2 // RFC 1952, one member or several
+	Zstd Format = 3 // RFC 8878, one frame or several
 )
 
 // String returns the name that a person sees.
@@ -50,6 +51,8 @@ func (f Format) String() string {
 		return "tar"
 	case Gzip:
 		return "gzip"
+	case Zstd:
+		return "zstd"
 	}
 	return fmt.Sprintf("format %d", uint8(f))
 }
@@ -62,6 +65,20 @@ type Header struct {
 	TarSize  int64
 	Format   Format
 	FlatSize int64 // length of the flat blob, a multiple of BlockSize
+
+	// A blob in which decoding cannot resume has a twin: the same tar, in
+	// independent zstd frames. Then it is the twin that the spans are of.
+	Twin     digest.Digest // SHA-256 of the twin; "" if there is none
+	TwinSize int64
+}
+
+// SpanBlob returns the blob that the spans are ranges of, and its format: the
+// layer's own or, if there is one, its twin.
+func (h *Header) SpanBlob() (blob digest.Digest, size int64, f Format) {
+	if h.Twin != "" {
+		return h.Twin, h.TwinSize, Zstd
+	}
+	return h.Blob, h.BlobSize, h.Format
 }
 
 // Type is the type of an entry.
@@ -116,7 +133,7 @@ type Xattr struct {
 }
 
 // Span is the least that can be fetched: TarLen bytes of tar at TarOff out of
-// BlobLen bytes of blob at BlobOff.
+// BlobLen bytes at BlobOff of the blob that Header.SpanBlob names.
 type Span struct {
 	TarOff  int64
 	TarLen  int64

@@ -56,6 +56,12 @@ func builder(t testing.TB) *index.Builder {
 	return b
 }
 
+// twinned makes the builder's index one of a layer with a twin.
+func twinned(b *index.Builder) {
+	b.Header.Format, b.Header.Twin, b.Header.TwinSize = index.Zstd, digest.FromString("twin"), 2000
+	b.Spans = []index.Span{{TarLen: 9000, BlobLen: 1500, Digest: index.SHA256{1}}, {TarOff: 9000, TarLen: 1000, BlobOff: 1500, BlobLen: 500}}
+}
+
 func open(t testing.TB, raw []byte) *index.File {
 	t.Helper()
 	f, err := index.Open(bytes.NewReader(raw), int64(len(raw)))
@@ -103,6 +109,28 @@ func TestRoundTrip(t *testing.T) {
 	defer r.Close()
 	if got, err := io.ReadAll(r); err != nil || string(got) != strings.Repeat("framing", 1000) {
 		t.Errorf("framing of %d bytes (%v)", len(got), err)
+	}
+}
+
+func TestTwin(t *testing.T) {
+	b := builder(t)
+	if blob, size, f := b.Header.SpanBlob(); blob != b.Header.Blob || size != 1000 || f != index.Gzip {
+		t.Errorf("the spans are of %s, %d bytes of %s", blob, size, f)
+	}
+	twinned(b)
+	raw, err := b.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, raw)
+	if f.Header != b.Header {
+		t.Errorf("header %+v, want %+v", f.Header, b.Header)
+	}
+	if blob, size, format := f.SpanBlob(); blob != digest.FromString("twin") || size != 2000 || format != index.Zstd {
+		t.Errorf("the spans are of %s, %d bytes of %s", blob, size, format)
+	}
+	if spans, err := f.Spans(); err != nil || !reflect.DeepEqual(spans, b.Spans) {
+		t.Errorf("spans %+v (%v)", spans, err)
 	}
 }
 
@@ -167,6 +195,15 @@ func TestEncodeRefuses(t *testing.T) {
 		"span too long":           func(b *index.Builder) { b.Header.TarSize, b.Spans[2].TarLen = index.MaxSpan+9001, index.MaxSpan+1 },
 		"digest of another kind":  func(b *index.Builder) { b.Header.Blob = "sha512:" + digest.Digest(strings.Repeat("0", 128)) },
 		"negative size of a blob": func(b *index.Builder) { b.Header.BlobSize = -1 },
+		"zstd within a byte":      func(b *index.Builder) { b.Header.Format = index.Zstd },
+		"twin of no bytes":        func(b *index.Builder) { twinned(b); b.Header.TwinSize = 0 },
+		"bytes of no twin":        func(b *index.Builder) { twinned(b); b.Header.Twin = "" },
+		"twin without spans":      func(b *index.Builder) { twinned(b); b.Spans = nil },
+		"span outside the twin":   func(b *index.Builder) { twinned(b); b.Header.TwinSize-- },
+		"twin of another kind": func(b *index.Builder) {
+			twinned(b)
+			b.Header.Twin = "sha512:" + digest.Digest(strings.Repeat("0", 128))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := builder(t)
@@ -180,10 +217,20 @@ func TestEncodeRefuses(t *testing.T) {
 
 // Whatever is cut off or changed, there is an error, or the same index.
 func TestDamage(t *testing.T) {
-	raw, err := builder(t).Encode()
-	if err != nil {
-		t.Fatal(err)
+	for name, change := range map[string]func(*index.Builder){"layer": func(*index.Builder) {}, "twin": twinned} {
+		t.Run(name, func(t *testing.T) {
+			b := builder(t)
+			change(b)
+			raw, err := b.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			damage(t, raw)
+		})
 	}
+}
+
+func damage(t *testing.T, raw []byte) {
 	for n := range raw {
 		if _, err := index.Open(bytes.NewReader(raw[:n]), int64(n)); !errors.Is(err, index.ErrFormat) {
 			t.Fatalf("the first %d bytes: %v", n, err)
@@ -224,10 +271,11 @@ func readAll(t testing.TB, raw []byte) {
 		}
 	}
 	if spans, err := f.Spans(); err == nil {
+		_, size, _ := f.SpanBlob()
 		var end int64
 		for i := range spans {
 			s := &spans[i]
-			if s.TarOff != end || s.TarLen <= 0 || s.BlobOff < 0 || s.BlobOff+s.BlobLen > f.BlobSize {
+			if s.TarOff != end || s.TarLen <= 0 || s.BlobOff < 0 || s.BlobOff+s.BlobLen > size {
 				t.Fatalf("accepted %+v", s)
 			}
 			end += s.TarLen
@@ -262,6 +310,12 @@ func FuzzOpen(f *testing.F) {
 	}
 	f.Add(raw)
 	f.Add(raw[:200])
+	b := builder(f)
+	twinned(b)
+	if raw, err = b.Encode(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
 	f.Fuzz(func(t *testing.T, raw []byte) { readAll(t, raw) })
 }
 

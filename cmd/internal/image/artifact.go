@@ -14,11 +14,13 @@ import (
 )
 
 // An image's indices hang on it as one artifact: an OCI manifest whose subject
-// is the image's manifest, with a blob for each layer.
+// is the image's manifest, with a blob for each layer, and one for its twin if
+// the index names one.
 const (
 	ArtifactType  = "application/vnd.peel.layer-index.v1"
 	blobMediaType = "application/vnd.peel.layer-index.v1+binary"
-	layerKey      = "io.peel.layer.digest" // annotation of a blob: the layer it is the index of
+	twinMediaType = "application/vnd.peel.layer-twin.v1+zstd"
+	layerKey      = "io.peel.layer.digest" // annotation of a blob: the layer it is the index, or the twin, of
 )
 
 // AddIndices gives the store what indices the registry has for the layers, and
@@ -47,7 +49,9 @@ func (p *Puller) AddIndices(ctx context.Context, img *transfer.Image, layers []t
 func (p *Puller) addFrom(ctx context.Context, img *transfer.Image, a *transfer.Artifact, layers []transfer.Layer) ([]transfer.Layer, error) {
 	blobs := map[digest.Digest]ocispec.Descriptor{}
 	for _, b := range a.Blobs {
-		blobs[digest.Digest(b.Annotations[layerKey])] = b
+		if b.MediaType == blobMediaType {
+			blobs[digest.Digest(b.Annotations[layerKey])] = b
+		}
 	}
 	var mu sync.Mutex
 	var left []transfer.Layer
@@ -81,20 +85,6 @@ func (p *Puller) addOne(ctx context.Context, img *transfer.Image, l transfer.Lay
 	return p.Store.AddIndex(ctx, ID(l), raw.Bytes(), "artifact "+from.String())
 }
 
-// Push attaches the indices of all layers to the image, and returns the
-// artifact's digest.
-func (p *Puller) Push(ctx context.Context, img *transfer.Image, indices [][]byte) (digest.Digest, error) {
-	var blobs []transfer.ArtifactBlob
-	seen := map[digest.Digest]bool{}
-	for i, l := range img.Layers {
-		if !seen[l.Digest] {
-			seen[l.Digest] = true
-			blobs = append(blobs, transfer.BytesBlob(blobMediaType, map[string]string{layerKey: l.Digest.String()}, indices[i]))
-		}
-	}
-	return p.Client.PushArtifact(ctx, img, ArtifactType, blobs)
-}
-
 // LayerReport says of one layer what makes it lazy, or why it is not.
 type LayerReport struct {
 	Digest     digest.Digest `json:"digest"`
@@ -105,6 +95,7 @@ type LayerReport struct {
 	Format     string        `json:"format,omitempty"`
 	Spans      int           `json:"spans,omitempty"`
 	IndexBytes int64         `json:"indexBytes,omitempty"`
+	TwinBytes  int64         `json:"twinBytes,omitempty"` // of the twin that is fetched in its place
 }
 
 // Report lists the layers of an image and what the registry and the store have
@@ -123,9 +114,14 @@ func (p *Puller) Report(ctx context.Context, img *transfer.Image) ([]LayerReport
 			continue
 		}
 		for _, b := range a.Blobs {
-			remote[digest.Digest(b.Annotations[layerKey])] = LayerReport{
-				Lazy: true, Why: "index in the registry, artifact " + a.Digest.String(), IndexBytes: b.Size,
+			r := remote[digest.Digest(b.Annotations[layerKey])]
+			switch b.MediaType {
+			case blobMediaType:
+				r.Lazy, r.Why, r.IndexBytes = true, "index in the registry, artifact "+a.Digest.String(), b.Size
+			case twinMediaType:
+				r.TwinBytes = b.Size
 			}
+			remote[digest.Digest(b.Annotations[layerKey])] = r
 		}
 	}
 	var out []LayerReport
@@ -139,6 +135,9 @@ func (p *Puller) Report(ctx context.Context, img *transfer.Image) ([]LayerReport
 		}
 		if why := refused(l); why != "" {
 			r = LayerReport{Why: why}
+		}
+		if r.TwinBytes > 0 {
+			r.Why += "; fetched from its twin"
 		}
 		r.Digest, r.MediaType, r.Size = l.Digest, l.MediaType, l.Size
 		out = append(out, r)
@@ -165,9 +164,11 @@ func (p *Puller) reportLocal(l transfer.Layer, r *LayerReport) error {
 	if st.Complete {
 		why += "; all of it is here"
 	}
-	r.Lazy, r.Why, r.Format, r.Spans, r.IndexBytes = st.Spans > 0, why, st.Format, st.Spans, st.IndexBytes
-	if st.Spans == 0 {
-		r.Why += fmt.Sprintf("; its %s stream has no place to resume within %d MiB", st.Format, index.MaxSpan>>20)
+	r.Lazy, r.Why, r.Format, r.Spans, r.IndexBytes = st.Spans > 0 || st.Complete, why, st.Format, st.Spans, st.IndexBytes
+	r.TwinBytes = layer.Index().TwinSize
+	if !r.Lazy {
+		r.Why += fmt.Sprintf("; its %s stream has no place to resume within %d MiB: peel index --push makes it a twin that has",
+			st.Format, index.MaxSpan>>20)
 	}
 	return nil
 }

@@ -5,7 +5,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/peelfs/peel/content"
 	"github.com/peelfs/peel/content/format"
 	"github.com/peelfs/peel/content/index"
@@ -137,7 +137,7 @@ func (p *Puller) Open(ctx context.Context, ref string) (*Image, error) {
 func (p *Puller) openLayers(img *transfer.Image) (*Image, error) {
 	out := &Image{Image: img}
 	for _, l := range img.Layers {
-		layer, err := p.Store.Layer(ID(l), p.Client.Blob(img, l.Descriptor))
+		layer, err := p.Store.Layer(ID(l), p.source(img, l))
 		if err != nil {
 			return nil, errors.Join(err, out.Close())
 		}
@@ -146,9 +146,20 @@ func (p *Puller) openLayers(img *transfer.Image) (*Image, error) {
 	return out, nil
 }
 
-// missing returns the layers that have no index in the store, each once.
-func (p *Puller) missing(img *transfer.Image) ([]transfer.Layer, error) {
-	var missing []transfer.Layer
+// source gives a layer's blob, and the twin that its index names.
+func (p *Puller) source(img *transfer.Image, l transfer.Layer) content.Source {
+	return func(blob digest.Digest, size int64) content.Blob {
+		if blob == l.Digest {
+			return p.Client.Blob(img, l.Descriptor)
+		}
+		return p.Client.Blob(img, ocispec.Descriptor{MediaType: twinMediaType, Digest: blob, Size: size})
+	}
+}
+
+// distinct returns the layers, each once. It refuses those that peel cannot
+// read.
+func distinct(img *transfer.Image) ([]transfer.Layer, error) {
+	var layers []transfer.Layer
 	seen := map[digest.Digest]bool{}
 	for _, l := range img.Layers {
 		if seen[l.Digest] {
@@ -158,6 +169,19 @@ func (p *Puller) missing(img *transfer.Image) ([]transfer.Layer, error) {
 		if why := refused(l); why != "" {
 			return nil, fmt.Errorf("layer %s of %s: %s", l.Digest, img.Reference, why)
 		}
+		layers = append(layers, l)
+	}
+	return layers, nil
+}
+
+// missing returns the layers that have no index in the store, each once.
+func (p *Puller) missing(img *transfer.Image) ([]transfer.Layer, error) {
+	layers, err := distinct(img)
+	if err != nil {
+		return nil, err
+	}
+	var missing []transfer.Layer
+	for _, l := range layers {
 		ok, err := p.Store.HasIndex(l.Digest)
 		if err != nil {
 			return nil, err
@@ -213,37 +237,4 @@ func (p *Puller) track(work string, l transfer.Layer) func(int) {
 // ID is what identifies a layer to the store.
 func ID(l transfer.Layer) format.Layer {
 	return format.Layer{Blob: l.Digest, Size: l.Size, DiffID: l.DiffID}
-}
-
-// Index makes sure that the store has the index of every layer, and returns
-// them in the order of the layers. What has none is read once; its data is not
-// kept.
-func (p *Puller) Index(ctx context.Context, img *transfer.Image) ([][]byte, error) {
-	missing, err := p.missing(img)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.each(ctx, missing, func(ctx context.Context, l transfer.Layer) error {
-		raw, err := content.BuildIndex(ctx, ID(l), p.Client.Blob(img, l.Descriptor), nil, p.track("index", l))
-		if err != nil {
-			return err
-		}
-		return p.Store.AddIndex(ctx, ID(l), raw, "read by peel index")
-	}); err != nil {
-		return nil, err
-	}
-	opened, err := p.openLayers(img)
-	if err != nil {
-		return nil, err
-	}
-	defer opened.Close()
-	var all [][]byte
-	for _, l := range opened.Layers {
-		var b bytes.Buffer
-		if _, err := l.WriteIndex(&b); err != nil {
-			return nil, err
-		}
-		all = append(all, b.Bytes())
-	}
-	return all, nil
 }

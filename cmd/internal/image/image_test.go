@@ -14,7 +14,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -41,6 +43,20 @@ type server struct {
 	off    atomic.Bool
 	denied atomic.Bool
 	blobs  atomic.Int64 // bytes of blobs sent
+	sent   sync.Map     // of each blob, by its digest: *atomic.Int64
+	damage atomic.Pointer[damage]
+}
+
+// damage is a blob that is sent with a byte changed in every answer.
+type damage struct {
+	blob  string
+	times atomic.Int64 // how many more answers
+}
+
+// sentOf returns how many bytes of a blob were sent.
+func (s *server) sentOf(blob string) *atomic.Int64 {
+	n, _ := s.sent.LoadOrStore(blob, new(atomic.Int64))
+	return n.(*atomic.Int64)
 }
 
 func newServer(t *testing.T, referrers bool) *server {
@@ -54,7 +70,10 @@ func newServer(t *testing.T, referrers bool) *server {
 		case s.denied.Load():
 			w.WriteHeader(http.StatusForbidden)
 		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/"):
-			reg.ServeHTTP(&counting{w, &s.blobs}, r)
+			blob := path.Base(r.URL.Path)
+			d := s.damage.Load()
+			spoil := d != nil && d.blob == blob && d.times.Add(-1) >= 0
+			reg.ServeHTTP(&counting{w, []*atomic.Int64{&s.blobs, s.sentOf(blob)}, spoil}, r)
 		default:
 			reg.ServeHTTP(w, r)
 		}
@@ -70,32 +89,43 @@ func newServer(t *testing.T, referrers bool) *server {
 
 type counting struct {
 	http.ResponseWriter
-	n *atomic.Int64
+	n     []*atomic.Int64
+	spoil bool
 }
 
 func (c *counting) Write(p []byte) (int, error) {
+	if c.spoil && len(p) > 0 {
+		p = bytes.Clone(p)
+		p[len(p)/2] ^= 0x10
+		c.spoil = false
+	}
 	n, err := c.ResponseWriter.Write(p)
-	c.n.Add(int64(n))
+	for _, sum := range c.n {
+		sum.Add(int64(n))
+	}
 	return n, err
 }
 
-// layerTar is a layer of one big file and some small ones.
+// layerTar is a layer of one big file.
 func layerTar(t *testing.T, seed uint64) (tarball []byte, file []byte) {
 	t.Helper()
+	return layerTarOf(t, seed, 3<<20)
+}
+
+func layerTarOf(t *testing.T, seed uint64, size int) (tarball []byte, file []byte) {
+	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 0))
-	file = make([]byte, 3<<20)
+	file = make([]byte, size)
 	for i := range file {
 		file[i] = "abcdefgh"[r.IntN(8)]
 	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for name, data := range map[string][]byte{fmt.Sprintf("big%d", seed): file} {
-		if err := w.WriteHeader(&tar.Header{Name: name, Size: int64(len(data)), Mode: 0o644}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(data); err != nil {
-			t.Fatal(err)
-		}
+	if err := w.WriteHeader(&tar.Header{Name: fmt.Sprintf("big%d", seed), Size: int64(len(file)), Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(file); err != nil {
+		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -106,19 +136,35 @@ func layerTar(t *testing.T, seed uint64) (tarball []byte, file []byte) {
 // push makes an image of gzip layers and pushes it.
 func (s *server) push(t *testing.T, ref string, tars ...[]byte) v1.Image {
 	t.Helper()
-	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
+	var layers []layer
 	for _, tarball := range tars {
-		var z bytes.Buffer
-		w := gzip.NewWriter(&z)
-		if _, err := w.Write(tarball); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		img, err = mutate.Append(img, mutate.Addendum{Layer: gzipLayer{static.NewLayer(z.Bytes(), types.OCILayer), tarball}})
+		layers = append(layers, layer{static.NewLayer(gzipped(t, tarball), types.OCILayer), tarball})
+	}
+	return s.pushLayers(t, ref, types.OCIManifestSchema1, layers...)
+}
+
+func gzipped(t *testing.T, p []byte) []byte {
+	t.Helper()
+	var z bytes.Buffer
+	w := gzip.NewWriter(&z)
+	if _, err := w.Write(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return z.Bytes()
+}
+
+func (s *server) pushLayers(t *testing.T, ref string, mediaType types.MediaType, layers ...layer) v1.Image {
+	t.Helper()
+	img := mutate.MediaType(empty.Image, mediaType)
+	for _, l := range layers {
+		media, err := l.MediaType()
 		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err = mutate.Append(img, mutate.Addendum{Layer: l, MediaType: media}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -132,13 +178,13 @@ func (s *server) push(t *testing.T, ref string, tars ...[]byte) v1.Image {
 	return img
 }
 
-// gzipLayer is a static layer that knows its diffID.
-type gzipLayer struct {
+// layer is a static layer that knows its diffID.
+type layer struct {
 	v1.Layer
 	tar []byte
 }
 
-func (l gzipLayer) DiffID() (v1.Hash, error) {
+func (l layer) DiffID() (v1.Hash, error) {
 	return v1.NewHash(digest.FromBytes(l.tar).String())
 }
 
@@ -253,10 +299,11 @@ func pushIndex(t *testing.T, p *image.Puller, ref string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	indices, err := p.Index(context.Background(), img)
+	indices, err := p.Index(context.Background(), img, true)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer indices.Close()
 	one, err := p.Push(context.Background(), img, indices)
 	if err != nil {
 		t.Fatal(err)
@@ -340,12 +387,12 @@ func TestUselessIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrong, err := p.Index(context.Background(), other)
+	wrong, err := p.Index(context.Background(), other, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, bad := range [][]byte{wrong[0], []byte("no index"), wrong[0][:300]} {
-		if _, err := p.Push(context.Background(), img, [][]byte{bad}); err != nil {
+	for _, bad := range [][]byte{wrong.Raw[0], []byte("no index"), wrong.Raw[0][:300]} {
+		if _, err := p.Push(context.Background(), img, &image.Indices{Raw: [][]byte{bad}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -359,21 +406,19 @@ func TestForeignLayer(t *testing.T) {
 	s := newServer(t, true)
 	ref := s.host + "/app:1"
 	tar1, _ := layerTar(t, 1)
-	img, err := mutate.Append(mutate.MediaType(empty.Image, types.DockerManifestSchema2), mutate.Addendum{
-		Layer: static.NewLayer(tar1, types.DockerForeignLayer), MediaType: types.DockerForeignLayer,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tag, err := name.ParseReference(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remote.Write(tag, img); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := newPuller(t, t.TempDir()).Open(context.Background(), ref); err == nil || !strings.Contains(err.Error(), "foreign") {
-		t.Errorf("error %v", err)
+	for _, media := range []types.MediaType{types.DockerForeignLayer, types.OCIRestrictedLayer, types.OCIUncompressedRestrictedLayer} {
+		s.pushLayers(t, ref, types.DockerManifestSchema2, layer{static.NewLayer(tar1, media), tar1})
+		p := newPuller(t, t.TempDir())
+		if _, err := p.Open(context.Background(), ref); err == nil || !strings.Contains(err.Error(), string(media)) {
+			t.Errorf("%s: error %v", media, err)
+		}
+		img, err := p.Resolve(context.Background(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Index(context.Background(), img, true); err == nil || !strings.Contains(err.Error(), string(media)) {
+			t.Errorf("%s: error of an index: %v", media, err)
+		}
 	}
 }
 

@@ -5,14 +5,18 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"math/bits"
 	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
 	kgzip "github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/peelfs/peel/content/format"
 )
@@ -116,6 +120,47 @@ var Encodings = map[string]func(t testing.TB, tar []byte) []byte{
 		}
 		return out
 	},
+	"one block": func(_ testing.TB, tar []byte) []byte { return OneBlock(tar) },
+	"zstd":      func(t testing.TB, tar []byte) []byte { return Zstd(t, tar) },
+	"wide zstd": func(t testing.TB, tar []byte) []byte {
+		return Zstd(t, tar, zstd.WithWindowSize(32<<20), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false))
+	},
+	"frames": func(t testing.TB, tar []byte) []byte {
+		var out []byte
+		for n := 1; len(tar) > 0; n = n*3 + 1000 {
+			n = min(n, len(tar))
+			out = append(out, Zstd(t, tar[:n], zstd.WithSingleSegment(n%2 == 0))...)
+			tar = tar[n:]
+		}
+		return out
+	},
+	"skippable frames": func(t testing.TB, tar []byte) []byte {
+		var out []byte
+		for n := range 20 { // before, between and after the others, and an empty one among them
+			at, end := len(tar)*n/20, len(tar)*(n+1)/20
+			out = append(out, Skippable(make([]byte, n*1000))...)
+			out = append(out, Zstd(t, tar[at:end])...)
+			out = append(out, Zstd(t, nil, zstd.WithZeroFrames(true))...)
+		}
+		return append(out, Skippable([]byte("table of contents"))...)
+	},
+}
+
+// Zstd compresses p into one frame.
+func Zstd(t testing.TB, p []byte, o ...zstd.EOption) []byte {
+	t.Helper()
+	return compress(t, p, func(w io.Writer) io.WriteCloser {
+		z, err := zstd.NewWriter(w, append([]zstd.EOption{zstd.WithEncoderConcurrency(1)}, o...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return z
+	})
+}
+
+// Skippable returns a skippable zstd frame with p in it.
+func Skippable(p []byte) []byte {
+	return append(binary.LittleEndian.AppendUint32([]byte("\x5e\x2a\x4d\x18"), uint32(len(p))), p...)
 }
 
 func compress(t testing.TB, p []byte, open func(io.Writer) io.WriteCloser) []byte {
@@ -135,11 +180,11 @@ func compress(t testing.TB, p []byte, open func(io.Writer) io.WriteCloser) []byt
 func Wrap(t testing.TB, p []byte) []byte {
 	t.Helper()
 	r := rand.New(rand.NewPCG(uint64(len(p)), 3))
-	data := append(Text(r, 50_000), p...)
+	data := append(Text(r, 25_000), p...)
 	for range 5000 {
 		data = append(data, byte(r.Uint32()))
 	}
-	data = append(data, Text(r, 50_000)...)
+	data = append(data, Text(r, 25_000)...)
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	if err := w.WriteHeader(&tar.Header{Name: "file", Size: int64(len(data)), Format: tar.FormatPAX}); err != nil {
@@ -164,6 +209,33 @@ func Gzip(t testing.TB, p []byte, level int) []byte {
 		}
 		return z
 	})
+}
+
+// OneBlock returns p as a gzip member of one deflate block, of literals in the
+// fixed code (RFC 1951, section 3.2.6): there is no place to resume in it.
+func OneBlock(p []byte) []byte {
+	out := []byte("\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff")
+	var acc uint64
+	var n uint
+	put := func(code uint16, width uint) { // codes start with their highest bit
+		acc |= uint64(bits.Reverse16(code)>>(16-width)) << n
+		for n += width; n >= 8; n -= 8 {
+			out = append(out, byte(acc))
+			acc >>= 8
+		}
+	}
+	put(0b110, 3) // the last block, in the fixed code
+	for _, b := range p {
+		if b < 144 {
+			put(0x30+uint16(b), 8)
+		} else {
+			put(0x190+uint16(b-144), 9)
+		}
+	}
+	put(0, 7) // the end of the block
+	put(0, 7) // the rest of the last byte, if there is one
+	out = binary.LittleEndian.AppendUint32(out, crc32.ChecksumIEEE(p))
+	return binary.LittleEndian.AppendUint32(out, uint32(len(p)))
 }
 
 // Layer returns the identity of a layer.

@@ -217,7 +217,7 @@ func (s *Store) IndexFrom(id digest.Digest) (string, error) {
 
 // lockLayer keeps other processes from making the layer.
 func (s *Store) lockLayer(ctx context.Context, id digest.Digest) (func(), error) {
-	f, err := os.OpenFile(filepath.Join(s.root, "locks", id.Encoded()), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := s.openLock(id.Encoded())
 	if err != nil {
 		return nil, err
 	}
@@ -226,4 +226,22 @@ func (s *Store) lockLayer(ctx context.Context, id digest.Digest) (func(), error)
 		return nil, errors.Join(err, f.Close())
 	}
 	return func() { unlock(); f.Close() }, nil
+}
+
+// tryLockLayer is lockLayer that does not wait; ok is false if another process
+// makes the layer.
+func (s *Store) tryLockLayer(hex string) (unlock func(), ok bool, err error) {
+	f, err := s.openLock(hex)
+	if err != nil {
+		return nil, false, err
+	}
+	ok, err = tryLock(f, 0, 1)
+	if !ok || err != nil {
+		return nil, false, errors.Join(err, f.Close())
+	}
+	return func() { f.Close() }, true, nil // which unlocks it
+}
+
+func (s *Store) openLock(hex string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(s.root, "locks", hex), os.O_CREATE|os.O_RDWR, 0o600)
 }

@@ -87,6 +87,9 @@ func Open(root string, o Options) (*Store, error) {
 	if s.meta, err = openMeta(filepath.Join(root, "peel.db")); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", root, err)
 	}
+	if err := s.sweep(); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", root, err)
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wg.Go(func() { s.syncEvery(o.SyncInterval) })
 	return s, nil
@@ -105,6 +108,33 @@ func (s *Store) Close() error {
 		errs = append(errs, l.close())
 	}
 	return errors.Join(errs...)
+}
+
+// sweep removes what killed processes have left of layers that they were
+// making.
+func (s *Store) sweep() error {
+	left, err := os.ReadDir(filepath.Join(s.root, "tmp"))
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		if !e.IsDir() {
+			continue // a temporary file, which has its name only for a moment
+		}
+		unlock, ok, err := s.tryLockLayer(e.Name())
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue // it is being made
+		}
+		err = os.RemoveAll(filepath.Join(s.root, "tmp", e.Name()))
+		unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Store) layerDir(id digest.Digest) string {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -608,6 +609,31 @@ func TestIngestFails(t *testing.T) {
 	}
 	if err := s.Ingest(context.Background(), l.id, l.src, nil); err != nil {
 		t.Errorf("the second time: %v", err)
+	}
+}
+
+// What a killed process has left of a layer is removed when the store is opened
+// next, but not what another process is making.
+func TestSweep(t *testing.T) {
+	l := newLayer(t, "gzip")
+	root := t.TempDir()
+	s := openStore(t, root)
+	left := filepath.Join(root, "tmp", sample.Layer(nil, nil).Blob.Encoded())
+	if err := os.MkdirAll(filepath.Join(left, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	making := filepath.Join(root, "tmp", l.id.Blob.Encoded())
+	l.src.hold = func(context.Context) {
+		openStore(t, root)
+		if _, err := os.Stat(making); err != nil {
+			t.Errorf("what is being made was removed: %v", err)
+		}
+	}
+	if err := s.Ingest(context.Background(), l.id, l.src, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what was left is still there: %v", err)
 	}
 }
 

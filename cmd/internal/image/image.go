@@ -72,6 +72,10 @@ const offlineTime = 3 * time.Second
 // image starts without its registry. A reference by digest that the store
 // remembers is not asked for at all.
 func (p *Puller) Resolve(ctx context.Context, ref string) (*transfer.Image, error) {
+	ref, err := transfer.FullReference(ref)
+	if err != nil {
+		return nil, err
+	}
 	known, found, err := p.Store.Image(ref, p.Platform)
 	if err != nil {
 		return nil, err
@@ -93,7 +97,7 @@ func (p *Puller) Resolve(ctx context.Context, ref string) (*transfer.Image, erro
 	if !found || !away || ctx.Err() != nil {
 		return nil, err
 	}
-	p.Log.Warn("the registry does not answer; the image is used as it was", "image", ref, "resolved", known.Resolved, "error", err)
+	p.Log.Warn("the image's source does not answer; the image is used as it was", "image", ref, "resolved", known.Resolved, "error", err)
 	return transfer.ParseImage(known.Ref, known.Manifest, known.Config)
 }
 

@@ -15,9 +15,17 @@ import (
 
 // flight is the fetch of one span. Whoever needs the span waits for it.
 type flight struct {
-	done chan struct{} // closed when err is set
-	err  error
+	done   chan struct{} // closed when err is set
+	err    error
+	wanted chan struct{} // closed when somebody waits, and not only read-ahead
+	once   sync.Once     // closes wanted
 }
+
+func newFlight() *flight {
+	return &flight{done: make(chan struct{}), wanted: make(chan struct{})}
+}
+
+func (f *flight) want() { f.once.Do(func() { close(f.wanted) }) }
 
 // ensure waits until the n bytes at off are present. It fetches the spans that
 // are missing and that nobody is fetching yet, neighbours in one request.
@@ -26,11 +34,13 @@ func (l *Layer) ensure(ctx context.Context, off, n int64) error {
 		if _, ok := l.Local(off, n); ok {
 			return nil
 		}
+		l.store.demand.begin() // before anything is fetched ahead
 		flights, err := l.claim(off, n)
-		if err != nil {
-			return err
+		if err == nil {
+			err = waitAll(ctx, flights)
 		}
-		if err := waitAll(ctx, flights); err != nil {
+		l.store.demand.end()
+		if err != nil {
 			return err
 		}
 	}
@@ -62,22 +72,25 @@ func (l *Layer) claim(off, n int64) ([]*flight, error) {
 	if l.src == nil {
 		return nil, fmt.Errorf("%d spans are not here and there is no registry to fetch them from", hi-lo)
 	}
-	var flights []*flight
-	l.startRuns(lo, hi, &flights)
+	flights := l.startRuns(lo, hi, l.fetch)
+	for _, f := range flights {
+		f.want()
+	}
 	if ahead := l.streams.ahead(lo, hi); ahead > 0 && len(l.spans) > 0 {
-		l.startRuns(hi, min(hi+ahead, len(l.spans)), nil)
+		l.startRuns(hi, min(hi+ahead, len(l.spans)), l.fetchAhead)
 	}
 	return flights, nil
 }
 
 // startRuns starts a fetch for each run of spans in [lo, hi) that are missing
-// and not on their way. It appends all flights to wait for. l.mu is held.
-func (l *Layer) startRuns(lo, hi int, flights *[]*flight) {
+// and not on their way. It returns the flights of all that are missing. l.mu is
+// held.
+func (l *Layer) startRuns(lo, hi int, fetch func(first, end int)) (flights []*flight) {
 	first := -1
 	flush := func(end int) {
 		if first >= 0 {
 			from := first
-			l.wg.Go(func() { l.fetch(from, end) })
+			l.wg.Go(func() { fetch(from, end) })
 		}
 		first = -1
 	}
@@ -90,17 +103,30 @@ func (l *Layer) startRuns(lo, hi int, flights *[]*flight) {
 			flush(i)
 			continue
 		default:
-			f = &flight{done: make(chan struct{})}
+			f = newFlight()
 			l.flying[i] = f
 			if first < 0 {
 				first = i
 			}
 		}
-		if flights != nil {
-			*flights = append(*flights, f)
-		}
+		flights = append(flights, f)
 	}
 	flush(hi)
+	return flights
+}
+
+// fetchAhead is fetch for spans that nobody waits for yet. It lets reads that
+// do wait go first, whatever layer they are of, until one waits for these.
+func (l *Layer) fetchAhead(first, end int) {
+	l.mu.Lock()
+	f := l.flying[first]
+	l.mu.Unlock()
+	select {
+	case <-l.store.demand.idle():
+	case <-f.wanted:
+	case <-l.ctx.Done():
+	}
+	l.fetch(first, end)
 }
 
 // missing returns the spans [lo, hi) that hold what is missing of the n bytes

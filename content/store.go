@@ -67,6 +67,7 @@ type Store struct {
 	layers map[digest.Digest]*Layer // open ones
 
 	tars, flats buffers // memory for one span each
+	demand      gauge   // reads that wait for a fetch
 }
 
 // Open opens the store in root, and makes it if there is none.

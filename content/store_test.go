@@ -32,12 +32,16 @@ type source struct {
 	bytes    atomic.Int64
 	damage   atomic.Int64              // how many more bodies to damage
 	hold     func(ctx context.Context) // called before each body
+	ask      func(off int64)           // called before each body
 	err      atomic.Pointer[error]
 }
 
 func (s *source) Open(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
 	if s.hold != nil {
 		s.hold(ctx)
+	}
+	if s.ask != nil {
+		s.ask(off)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, false, err
@@ -66,6 +70,8 @@ type layer struct {
 	raw   []byte
 	flat  []byte
 	spans []index.Span
+
+	entries []index.Entry
 }
 
 // built keeps what newLayer has made, by encoding.
@@ -118,6 +124,7 @@ func layerOf(t testing.TB, tar []byte, encoding string) *layer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.entries = entries
 	l.flat = make([]byte, f.FlatSize)
 	for i := range entries {
 		for x := range entries[i].Extents() {
@@ -401,6 +408,54 @@ func TestRegistryGone(t *testing.T) {
 	}
 	l.src.err.Store(nil)
 	l.read(t, from, int64(len(l.flat))-1, 1)
+}
+
+// Read-ahead waits for reads that somebody waits for.
+func TestDemandGoesFirst(t *testing.T) {
+	l := newLayer(t, "tar")
+	asked := make(chan int64, 100)
+	answer := make(chan struct{})
+	l.src.ask = func(off int64) {
+		asked <- off
+		<-answer
+	}
+	from := l.open(t, openStore(t, t.TempDir()))
+	defer from.Close()
+	read := func(off int64, done chan<- struct{}) {
+		l.read(t, from, off, 1)
+		done <- struct{}{}
+	}
+	done := make(chan struct{}, 10)
+	go read(l.offOf(1), done)
+	<-asked
+	answer <- struct{}{}
+	<-done
+	go read(l.offOf(2), done) // in order, so that span 3 will be fetched ahead
+	<-asked
+	go read(l.offOf(4), done)
+	if got := <-asked; got < l.spans[4].BlobOff {
+		t.Errorf("the second request while a read waits is at %d of the blob, which is ahead of it", got)
+	}
+	answer <- struct{}{}
+	answer <- struct{}{}
+	<-done
+	<-done
+	if got := <-asked; got != l.spans[3].BlobOff && got != l.spans[5].BlobOff {
+		t.Errorf("what is fetched ahead is at %d, want %d or %d", got, l.spans[3].BlobOff, l.spans[5].BlobOff)
+	}
+	close(answer)
+}
+
+// offOf returns where the first byte of a span is in the flat blob.
+func (l *layer) offOf(span int) int64 {
+	for i := range l.entries {
+		for x := range l.entries[i].Extents() {
+			if s := l.spans[span]; x.TarOff+x.Len > s.TarOff {
+				return l.entries[i].Off + x.Off + max(0, s.TarOff-x.TarOff)
+			}
+		}
+	}
+	panic("no data")
 }
 
 func TestReadIsCancelled(t *testing.T) {

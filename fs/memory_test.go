@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -59,6 +60,7 @@ func playMemory(args []string) error {
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // as the command does
 	fmt.Println(os.Getpid())
 	s.Wait()
 	return nil

@@ -1,12 +1,13 @@
 # What there is to run: make help.
 
 FUZZTIME ?= 60s
+SOAKTIME ?= 10m
 BENCH    ?=
 export CGO_ENABLED ?= 0
 
 GOBUILD = go build -trimpath -ldflags "-s -w"
 
-.PHONY: help build setup demo test race lint fuzz bench clean
+.PHONY: help build setup demo test race lint fuzz soak bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
@@ -29,13 +30,16 @@ test: setup build ## all tests: units, and real registries and images
 race: export CGO_ENABLED = 1
 race: setup ## the unit tests under the race detector
 	go test -race ./...
-	cd integration && go test -race ./cache ./compare ./link ./mounts ./process
+	cd integration && go test -race ./cache ./compare ./faults ./link ./mounts ./process
 
 lint: setup ## gofmt, go vet, staticcheck, errcheck, shellcheck
 	integration/lint.sh
 
 fuzz: ## every fuzz target for FUZZTIME (60s)
 	integration/fuzz.sh $(FUZZTIME)
+
+soak: setup build ## random reads, faults and kills with every driver for SOAKTIME (10m)
+	cd integration && PEEL_SOAK=$(SOAKTIME) go test -count=1 -v -timeout 0 -run TestSoak .
 
 bench: setup build ## the figures of the README; BENCH="-run NAME -n RUNS" for some
 	cd integration && go run ./bench $(BENCH)

@@ -40,8 +40,21 @@ func (l *Layer) ensure(ctx context.Context, off, n int64) error {
 			err = waitAll(ctx, flights)
 		}
 		l.store.demand.end()
+		if err == nil && len(flights) == 0 {
+			l.settle(off, n)
+		}
 		if err != nil {
 			return err
+		}
+	}
+}
+
+// settle makes the blocks present of spans that are: a process may have been
+// killed between the one and the other.
+func (l *Layer) settle(off, n int64) {
+	for i, hi := l.missing(off, n); i < min(hi, len(l.spans)); i++ {
+		if l.present.spans.has(i) {
+			l.mark(i)
 		}
 	}
 }

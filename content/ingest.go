@@ -217,11 +217,11 @@ func (s *Store) IndexFrom(id digest.Digest) (string, error) {
 
 // lockLayer keeps other processes from making the layer.
 func (s *Store) lockLayer(ctx context.Context, id digest.Digest) (func(), error) {
-	f, err := s.openLock(id.Encoded())
+	f, err := s.lockFile(id)
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := lockRange(ctx, f, 0, 1)
+	unlock, err := lockRange(ctx, f, makeLock, 1)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -231,17 +231,13 @@ func (s *Store) lockLayer(ctx context.Context, id digest.Digest) (func(), error)
 // tryLockLayer is lockLayer that does not wait; ok is false if another process
 // makes the layer.
 func (s *Store) tryLockLayer(hex string) (unlock func(), ok bool, err error) {
-	f, err := s.openLock(hex)
+	f, err := s.lockFile(digest.NewDigestFromEncoded(digest.SHA256, hex))
 	if err != nil {
 		return nil, false, err
 	}
-	ok, err = tryLock(f, 0, 1)
+	ok, err = tryLock(f, makeLock, 1)
 	if !ok || err != nil {
 		return nil, false, errors.Join(err, f.Close())
 	}
 	return func() { f.Close() }, true, nil // which unlocks it
-}
-
-func (s *Store) openLock(hex string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(s.root, "locks", hex), os.O_CREATE|os.O_RDWR, 0o600)
 }

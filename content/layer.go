@@ -31,6 +31,7 @@ type Layer struct {
 	flat    *os.File
 	present *presence
 	locks   *os.File // its bytes stand for spans, to lock them between processes
+	use     *os.File // keeps the layer from being removed
 	refs    int      // under Store.mu
 
 	ctx    context.Context // of the fetches
@@ -74,7 +75,16 @@ func spanCount(spans []index.Span) int { return max(1, len(spans)) }
 
 // openLayer opens what is on disk. Store.mu is held.
 func (s *Store) openLayer(id format.Layer) (l *Layer, err error) {
-	l = &Layer{store: s, id: id, dir: s.layerDir(id.Blob), refs: 1, flying: map[int]*flight{}}
+	use, err := s.useLayer(id.Blob)
+	if err != nil {
+		return nil, fmt.Errorf("open layer %s: %w", id.Blob, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, use.Close())
+		}
+	}()
+	l = &Layer{store: s, id: id, dir: s.layerDir(id.Blob), use: use, refs: 1, flying: map[int]*flight{}}
 	var rec layerRecord
 	if found, err := s.meta.get(bucketLayers, id.Blob.String(), &rec); err != nil {
 		return nil, err
@@ -199,7 +209,7 @@ func (l *Layer) Close() error { return l.store.release(l) }
 func (l *Layer) close() error {
 	l.cancel()
 	l.wg.Wait()
-	return errors.Join(l.sync(), l.closeFiles())
+	return errors.Join(l.sync(), l.closeFiles(), l.use.Close())
 }
 
 func (l *Layer) closeFiles() error {

@@ -11,7 +11,7 @@
 //	ROOT/layers/HEX/runs         where the files' data is, of the tar in the flat blob
 //	ROOT/layers/HEX/flat         the flat blob, sparse
 //	ROOT/layers/HEX/map          what of it is present
-//	ROOT/locks/HEX               held while the layer is made
+//	ROOT/locks/HEX               locked while the layer is made, open or removed
 //	ROOT/tmp/HEX                 a layer that is being made
 package content
 

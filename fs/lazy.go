@@ -55,7 +55,7 @@ func mountLazy(dir string, tree *Tree, blobs []Blob, opts Options, backing erofs
 		s.done, s.stats = shown.done, shown.stats
 		return s, nil
 	}
-	s.stats = new(counters)
+	s.stats, s.watched = new(counters), true
 	s.done, err = watchUnmount(dir)
 	return s, err
 }

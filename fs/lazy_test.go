@@ -56,6 +56,29 @@ func TestCompleteBlobIsNotAsked(t *testing.T) {
 	}
 }
 
+// So it is beneath a scratch overlay.
+func TestCompleteBlobBelowScratch(t *testing.T) {
+	needFUSE(t)
+	dir := openDir(t)
+	s, err := Mount(dir, mustMerge(t, []index.Entry{file("a", 0, 100)}), []Blob{wholeBlob{newBlob(t, 4096)}},
+		Options{Driver: EROFS, State: t.TempDir(), Scratch: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cleanMount(t, dir, s)
+	if err := os.WriteFile(dir+"/new", []byte("x"), 0o644); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-s.done:
+		t.Fatal("the mount is said to have ended")
+	default:
+	}
+	if err := s.Unmount(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A mount leaves nothing behind but itself: no second mount, no files.
 func TestLazyMountLeavesNothing(t *testing.T) {
 	needFUSE(t)

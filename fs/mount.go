@@ -76,6 +76,8 @@ type Server struct {
 	why    string // the faster drivers do not work
 	stats  *counters
 	done   chan struct{}
+
+	watched bool // done comes from watchUnmount
 }
 
 // Driver says how the kernel shows the tree, and why it is none of the faster
@@ -198,7 +200,10 @@ func mountRW(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, error
 		return nil, errors.Join(err, s.Unmount())
 	}
 	s.dir = dir
-	return s, nil
+	if s.watched { // what was watched is out of sight now
+		s.done, err = watchUnmount(dir)
+	}
+	return s, err
 }
 
 // fuseOptions says how the kernel is to treat our file systems: as something

@@ -135,8 +135,9 @@ func unpacked(t *testing.T, img *images.Image) string {
 // node is a machine with an empty cache and a link to the registry.
 type node struct {
 	cli.Peel
-	link *link.Link
-	mnt  string // where to mount
+	link     *link.Link
+	registry string // where the registry seems to be: the near end of the link
+	mnt      string // where to mount
 }
 
 // newNode returns a node that leaves nothing behind, not even a mount.
@@ -156,7 +157,7 @@ func newNode(t *testing.T, opts link.Options) *node {
 			t.Error(err)
 		}
 	})
-	n := &node{cli.Peel{Program: rig.peel, Root: filepath.Join(dir, "peel")}, l, filepath.Join(dir, "mnt")}
+	n := &node{cli.Peel{Program: rig.peel, Root: filepath.Join(dir, "peel")}, l, l.Addr(), filepath.Join(dir, "mnt")}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(n.Log())
@@ -169,7 +170,7 @@ func newNode(t *testing.T, opts link.Options) *node {
 }
 
 // image returns the repository's image as this node sees it.
-func (n *node) image(repo string) string { return n.link.Addr() + "/" + repo + ":latest" }
+func (n *node) image(repo string) string { return n.registry + "/" + repo + ":latest" }
 
 // mount mounts the repository's image until umount or the end of the test.
 func (n *node) mount(t *testing.T, repo string, flags ...string) {

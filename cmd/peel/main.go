@@ -48,7 +48,10 @@ func newApp() *cli.App {
 			&cli.StringFlag{Name: "ca-file", Usage: "trust the certificates in `FILE` (PEM), too"},
 			&cli.StringFlag{Name: "log-level", Usage: "log what is at least this `LEVEL`: debug, info, warn, error", Value: "warn"},
 		},
-		Commands: []*cli.Command{mountCommand(), umountCommand(), statusCommand(), indexCommand(), doctorCommand()},
+		Commands: []*cli.Command{
+			mountCommand(), umountCommand(), statusCommand(), indexCommand(), doctorCommand(),
+			lsCommand(), catCommand(), statCommand(), duCommand(), diffCommand(), cacheCommand(),
+		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("there is no command %q; peel --help lists them", c.Args().First())
@@ -90,11 +93,11 @@ func args(c *cli.Context, names ...string) ([]string, error) {
 	got := c.Args().Slice()
 	for _, a := range got {
 		if len(a) > 1 && a[0] == '-' {
-			return nil, fmt.Errorf("flag %s stands behind an argument; flags come first: peel %s [flags] %s", a, c.Command.Name, strings.Join(names, " "))
+			return nil, fmt.Errorf("flag %s stands behind an argument; flags come first: %s [flags] %s", a, c.Command.HelpName, strings.Join(names, " "))
 		}
 	}
 	if len(got) != len(names) {
-		return nil, fmt.Errorf("%d arguments, and it takes %d: peel %s [flags] %s", len(got), len(names), c.Command.Name, strings.Join(names, " "))
+		return nil, fmt.Errorf("%d arguments, and it takes %d: %s [flags] %s", len(got), len(names), c.Command.HelpName, strings.Join(names, " "))
 	}
 	return got, nil
 }

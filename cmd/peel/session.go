@@ -81,13 +81,15 @@ func (s session) acquire() (*os.File, error) {
 
 var errAlive = errors.New("another peel process serves this place")
 
-// alive reports whether the session's process lives.
+// alive reports whether the session's process lives. It makes nothing: the
+// process may be removing the session at this moment.
 func (s session) alive() bool {
-	f, err := s.acquire()
-	if err == nil {
-		f.Close()
+	f, err := os.OpenFile(s.path("lock"), os.O_RDWR, 0)
+	if err != nil {
+		return false
 	}
-	return errors.Is(err, errAlive)
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 func (s session) info() (mountInfo, error) {

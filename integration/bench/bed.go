@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/peelfs/peel/integration/images"
 	"github.com/peelfs/peel/integration/link"
 	"github.com/peelfs/peel/integration/mounts"
+	"github.com/peelfs/peel/integration/parts"
 	"github.com/peelfs/peel/integration/registry"
 )
 
@@ -30,6 +30,7 @@ var (
 // bed is what all experiments share: a folder and a registry with images.
 type bed struct {
 	peel     string // the program
+	load     string // that of the folder load
 	dir      string
 	remove   func() error
 	registry *registry.Registry
@@ -41,11 +42,15 @@ func newBed(ctx context.Context, peel string) (*bed, error) {
 	if err != nil {
 		return nil, err
 	}
+	load, err := parts.Own(ctx, dir, "bench/load")
+	if err != nil {
+		return nil, errors.Join(err, remove())
+	}
 	r, err := registry.Start(ctx, dir, "")
 	if err != nil {
 		return nil, errors.Join(err, remove())
 	}
-	return &bed{peel, dir, remove, r, map[string]bool{}}, nil
+	return &bed{peel, load, dir, remove, r, map[string]bool{}}, nil
 }
 
 func (b *bed) close() error { return errors.Join(b.registry.Close(), b.remove()) }
@@ -74,16 +79,6 @@ func (b *bed) push(ctx context.Context, img *images.Image, indexed bool) (repo s
 
 // ref names the repository's image, with no link in between.
 func (b *bed) ref(repo string) string { return b.registry.Addr() + "/" + repo + ":latest" }
-
-// unpack unpacks an image onto the disk, and returns the root file system.
-func (b *bed) unpack(ctx context.Context, img *images.Image) (root string, err error) {
-	bundle := filepath.Join(b.dir, "unpacked-"+img.Name)
-	out, err := exec.CommandContext(ctx, "umoci", "unpack", "--image", img.Layout+":"+images.Tag, bundle).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("umoci unpack %s: %w\n%s", img.Layout, err, out)
-	}
-	return filepath.Join(bundle, "rootfs"), nil
-}
 
 // machine returns a line on what this runs on.
 func machine() (string, error) {

@@ -10,9 +10,9 @@ import (
 	"github.com/peelfs/peel/integration/images"
 )
 
-// index indexes the Python image on one core, with nothing between it and the
+// indexing indexes the Python image on one core, with nothing between it and the
 // registry.
-func index(ctx context.Context, b *bed) (round, func() error, error) {
+func indexing(ctx context.Context, b *bed) (round, func() error, error) {
 	img, err := images.Python(ctx)
 	if err != nil {
 		return nil, nil, err

@@ -1,7 +1,8 @@
-// Command bench measures peel beside containerd and a plain unpack, and prints
-// one table: a row for each metric and system, with medians of several rounds.
+// Command bench measures peel beside its peers, and prints one table: a row for
+// each metric and system, with medians of several rounds and the limit that
+// peel has set itself.
 //
-//	bench [-run REGEXP] [-n ROUNDS]
+//	bench [-run REGEXP] [-n ROUNDS] [-markdown] [-plot FILE]
 package main
 
 import (
@@ -14,16 +15,19 @@ import (
 	"regexp"
 	"syscall"
 
+	"github.com/peelfs/peel/integration/images"
 	"github.com/peelfs/peel/integration/parts"
 )
 
 func main() {
 	pattern := flag.String("run", ".", "run only the experiments whose `name` matches")
-	rounds := flag.Int("n", 5, "`rounds` of each experiment")
+	rounds := flag.Int("n", 3, "`rounds` of each experiment")
+	markdown := flag.Bool("markdown", false, "print the table in Markdown")
+	plot := flag.String("plot", "", "draw the ratios in an SVG `file`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *pattern, *rounds); err != nil {
+	if err := run(ctx, *pattern, *rounds, output{*markdown, *plot}); err != nil {
 		if ctx.Err() != nil {
 			err = errors.New("interrupted")
 		}
@@ -52,22 +56,27 @@ func experiments() []experiment {
 		{"first-output", firstOutput("indexed", slow, true)},
 		{"no-index", firstOutput("not indexed", slow, false)},
 		{"no-index-fast", firstOutput("not indexed, loopback", fast, false)},
-		{"warm", warm},
-		{"index", index},
+		{"start", local(images.Python, start)},
+		{"tree", local(images.Files, tree)},
+		{"file", local(images.Big, file)},
+		{"near", near},
+		{"mounting", mounting},
+		{"index", indexing},
 		{"memory", memory},
+		{"daemon", daemon},
 	}
 }
 
 // The systems that are measured.
 const (
 	peelRow       = "peel"
+	stargzRow     = "stargz"
 	containerdRow = "containerd"
-	diskRow       = "unpacked on disk"
 )
 
 func nothing() error { return nil }
 
-func run(ctx context.Context, pattern string, rounds int) (err error) {
+func run(ctx context.Context, pattern string, rounds int, out output) (err error) {
 	match, err := regexp.Compile(pattern)
 	if err != nil {
 		return err
@@ -98,9 +107,29 @@ func run(ctx context.Context, pattern string, rounds int) (err error) {
 			return fmt.Errorf("%s: %w", e.name, err)
 		}
 	}
-	fmt.Println(facts)
-	fmt.Printf("Medians of %d rounds, with the least and the most.\n\n", rounds)
-	return all.print(os.Stdout)
+	fmt.Printf("%s Medians of %d rounds, with the least and the most.\n\n", facts, rounds)
+	return out.write(&all)
+}
+
+// output says in what form the figures are wanted.
+type output struct {
+	markdown bool
+	plot     string // a file; none if empty
+}
+
+func (o output) write(s *samples) error {
+	table := s.print
+	if o.markdown {
+		table = s.markdown
+	}
+	if err := table(os.Stdout); err != nil || o.plot == "" {
+		return err
+	}
+	f, err := os.Create(o.plot)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.plot(f), f.Close())
 }
 
 func (e experiment) run(ctx context.Context, b *bed, all *samples, rounds int) (err error) {

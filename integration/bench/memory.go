@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -38,8 +39,15 @@ func memory(ctx context.Context, b *bed) (round, func() error, error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, process.Kill(), os.RemoveAll(root)) }()
-		for _, step := range []struct{ tool, done string }{{"find", "listed"}, {"tar c", "read"}} {
-			if _, err := walk(ctx, step.tool, mnt); err != nil {
+		steps := []struct {
+			done string
+			do   func() error
+		}{
+			{"listed", func() error { return exec.CommandContext(ctx, "find", mnt, "-size", "+1000G").Run() }},
+			{"read", func() error { return readWhole(ctx, mnt) }},
+		}
+		for _, step := range steps {
+			if err := step.do(); err != nil {
 				return err
 			}
 			now, peak, err := resident(process.PID())

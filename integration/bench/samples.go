@@ -2,9 +2,8 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"slices"
-	"text/tabwriter"
+	"strings"
 )
 
 // row is what was measured of one metric for one system.
@@ -12,32 +11,61 @@ type row struct {
 	metric string
 	system string
 	unit   string
-	values []float64 // one for each round
+	values []float64
+	absent string // why there are no values
+
+	most  float64 // that the median may be; 0 if there is no limit
+	ratio bool    // most is of the ratio to the reference
 }
 
-// samples are rows, those of one metric next to each other. The last of a
-// metric is what its others are compared with.
+// samples are rows, those of one metric next to each other.
 type samples struct{ rows []*row }
 
-func (s *samples) add(metric, system, unit string, value float64) {
+// isReference reports whether the others of a metric are compared with this one.
+func isReference(system string) bool { return system == nativeRow || system == containerdRow }
+
+func (s *samples) row(metric, system string) *row {
 	at := len(s.rows)
 	for i, r := range s.rows {
 		if r.metric != metric {
 			continue
 		}
 		if r.system == system {
-			r.values = append(r.values, value)
-			return
+			return r
 		}
 		at = i + 1
 	}
-	s.rows = slices.Insert(s.rows, at, &row{metric, system, unit, []float64{value}})
+	r := &row{metric: metric, system: system}
+	s.rows = slices.Insert(s.rows, at, r)
+	return r
 }
 
-// reference returns the last row of the metric.
+// add adds a value, which makes the row if it is the first.
+func (s *samples) add(metric, system, unit string, value float64) {
+	r := s.row(metric, system)
+	r.unit = unit
+	r.values = append(r.values, value)
+}
+
+// missing says why there is no value, in a row that stays.
+func (s *samples) missing(metric, system string, why error) {
+	first, _, _ := strings.Cut(why.Error(), "\n")
+	s.row(metric, system).absent = first
+}
+
+// limit adds what a row's median may be at most.
+func (s *samples) limit(metric, system string, most float64) { s.row(metric, system).most = most }
+
+// limitRatio adds what a row's median may be at most, the reference's being 1.
+func (s *samples) limitRatio(metric, system string, most float64) {
+	r := s.row(metric, system)
+	r.most, r.ratio = most, true
+}
+
+// reference returns the row that a metric's others are compared with, or nil.
 func (s *samples) reference(metric string) *row {
-	for _, r := range slices.Backward(s.rows) {
-		if r.metric == metric {
+	for _, r := range s.rows {
+		if r.metric == metric && isReference(r.system) && len(r.values) > 0 {
 			return r
 		}
 	}
@@ -50,22 +78,30 @@ func (r *row) median() float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-func (s *samples) print(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "metric\tsystem\tmedian\tunit\tleast\tmost\tratio")
-	metric := ""
-	for _, r := range s.rows {
-		name := r.metric
-		if name == metric {
-			name = ""
-		}
-		metric = r.metric
-		ratio := ""
-		if ref := s.reference(r.metric); ref != r || name == "" {
-			ratio = fmt.Sprintf("%.2f", r.median()/ref.median())
-		}
-		fmt.Fprintf(t, "%s\t%s\t%.4g\t%s\t%.4g\t%.4g\t%s\n",
-			name, r.system, r.median(), r.unit, slices.Min(r.values), slices.Max(r.values), ratio)
+// cells are a row of the table, without the metric.
+func (s *samples) cells(r *row) []string {
+	if len(r.values) == 0 {
+		return []string{r.system, "-", "", "", "", "", "", r.absent}
 	}
-	return t.Flush()
+	number := func(v float64) string { return fmt.Sprintf("%.4g", v) }
+	ratio, limit, held := "", "", ""
+	value := r.median()
+	ref := s.reference(r.metric)
+	if ref != nil {
+		ratio = fmt.Sprintf("%.2f", value/ref.median())
+	}
+	switch {
+	case r.most == 0 || r.ratio && ref == nil:
+		return []string{r.system, number(value), r.unit, number(slices.Min(r.values)), number(slices.Max(r.values)), ratio, "", ""}
+	case r.ratio:
+		limit = "ratio " + number(r.most)
+		value /= ref.median()
+	default:
+		limit = number(r.most) + " " + r.unit
+	}
+	held = "held"
+	if value > r.most {
+		held = "missed"
+	}
+	return []string{r.system, number(r.median()), r.unit, number(slices.Min(r.values)), number(slices.Max(r.values)), ratio, limit, held}
 }

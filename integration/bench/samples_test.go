@@ -32,7 +32,7 @@ func Example() {
 	}
 	s.print(os.Stdout)
 	// Output:
-	// metric  system      median  unit  least  most  ratio
+	// metric  system      median  unit  least  most  ratio  limit
 	// time    peel        2       s     1      3     0.10
 	//         containerd  20      s     10     30    1.00
 	// memory  peel        7       MB    7      7

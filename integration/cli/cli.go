@@ -63,8 +63,9 @@ type Foreground struct {
 
 // Foreground mounts as Mount does, but by "mount -f", and returns when the
 // image is mounted.
-func (p Peel) Foreground(ctx context.Context, image, dir string) (*Foreground, error) {
-	f := &Foreground{cmd: p.Command(context.WithoutCancel(ctx), "mount", "-f", image, dir), dir: dir}
+func (p Peel) Foreground(ctx context.Context, image, dir string, flags ...string) (*Foreground, error) {
+	args := append(append([]string{"mount", "-f"}, flags...), image, dir)
+	f := &Foreground{cmd: p.Command(context.WithoutCancel(ctx), args...), dir: dir}
 	f.cmd.Stderr = &f.stderr
 	if err := f.cmd.Start(); err != nil {
 		return nil, err

@@ -1,8 +1,8 @@
 // Package coldstart measures how long a program in an image takes to its first
 // output on a machine that has nothing of the image yet.
 //
-// It knows how to start it lazily, with peel, and after a full pull, with
-// containerd. Each start has an empty store and a fresh link to the registry.
+// It knows how to start it lazily, with peel or with containerd's stargz
+// snapshotter, and after a full pull, with containerd. Each start has an empty store and a fresh link to the registry.
 package coldstart
 
 import (
@@ -65,8 +65,18 @@ func (n Node) Lazily(ctx context.Context, p Program) (Result, error) {
 // AfterPull pulls the image with containerd, mounts it and starts the program.
 // Starting containerd is not part of the measurement.
 func (n Node) AfterPull(ctx context.Context, p Program) (Result, error) {
+	return n.pulled(ctx, p, containerd.Start)
+}
+
+// Stargz does the same with the stargz snapshotter, which pulls layers only if
+// they are not in its format.
+func (n Node) Stargz(ctx context.Context, p Program) (Result, error) {
+	return n.pulled(ctx, p, containerd.StartStargz)
+}
+
+func (n Node) pulled(ctx context.Context, p Program, boot func(ctx context.Context, dir string) (*containerd.Containerd, error)) (Result, error) {
 	return n.measure(ctx, p, func(dir string) (rootFS, error) {
-		c, err := containerd.Start(ctx, dir)
+		c, err := boot(ctx, dir)
 		if err != nil {
 			return rootFS{}, err
 		}
@@ -78,7 +88,7 @@ func (n Node) AfterPull(ctx context.Context, p Program) (Result, error) {
 				return c.Mount(ctx, image)
 			},
 			remove: c.Close,
-			log:    func() string { return "" },
+			log:    c.Log,
 		}, nil
 	})
 }

@@ -23,10 +23,12 @@ import (
 
 // Containerd is a running containerd.
 type Containerd struct {
-	ctr     string
-	dir     string
-	address string
-	process *process.Process
+	ctr         string
+	dir         string
+	address     string
+	snapshotter string
+	process     *process.Process
+	stargz      *process.Process // nil if the snapshotter is containerd's own
 }
 
 const config = `version = 3
@@ -40,12 +42,17 @@ var booted = regexp.MustCompile("containerd successfully booted")
 // Start starts containerd with everything it keeps, and a log, below dir. The
 // folder must be on a file system that overlayfs can write to.
 func Start(ctx context.Context, dir string) (*Containerd, error) {
+	return start(ctx, dir, "overlayfs", "")
+}
+
+// start starts containerd with a snapshotter, and more configuration.
+func start(ctx context.Context, dir, snapshotter, more string) (*Containerd, error) {
 	programs, err := parts.Containerd(ctx)
 	if err != nil {
 		return nil, err
 	}
 	file := filepath.Join(dir, "config.toml")
-	text := fmt.Sprintf(config, filepath.Join(dir, "root"), filepath.Join(dir, "state"))
+	text := fmt.Sprintf(config, filepath.Join(dir, "root"), filepath.Join(dir, "state")) + more
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
@@ -56,12 +63,12 @@ func Start(ctx context.Context, dir string) (*Containerd, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Containerd{filepath.Join(programs, "ctr"), dir, address, p}, nil
+	return &Containerd{filepath.Join(programs, "ctr"), dir, address, snapshotter, p, nil}, nil
 }
 
 // Pull pulls an image over plain HTTP and unpacks it.
 func (c *Containerd) Pull(ctx context.Context, image string) error {
-	return c.run(ctx, "images", "pull", "--plain-http", image)
+	return c.run(ctx, "images", "pull", "--plain-http", "--snapshotter", c.snapshotter, image)
 }
 
 // Mount returns a directory with the unpacked file system of a pulled image,
@@ -71,12 +78,27 @@ func (c *Containerd) Mount(ctx context.Context, image string) (root string, err 
 	if err != nil {
 		return "", err
 	}
-	return root, c.run(ctx, "images", "mount", "--rw", image, root)
+	return root, c.run(ctx, "images", "mount", "--rw", "--snapshotter", c.snapshotter, image, root)
 }
 
 // Close stops containerd and unmounts everything below its folder, which stays.
 func (c *Containerd) Close() error {
-	return errors.Join(c.process.Stop(), mounts.Detach(c.dir))
+	err := errors.Join(c.process.Stop(), mounts.Detach(c.dir))
+	if c.stargz != nil {
+		err = errors.Join(err, c.stargz.Stop())
+	}
+	return err
+}
+
+// Log returns what containerd, and its snapshotter, have had to say.
+func (c *Containerd) Log() string {
+	var all strings.Builder
+	for _, name := range []string{"log", "stargz.log"} {
+		if text, err := os.ReadFile(filepath.Join(c.dir, name)); err == nil {
+			fmt.Fprintf(&all, "%s:\n%s", name, text)
+		}
+	}
+	return all.String()
 }
 
 func (c *Containerd) run(ctx context.Context, args ...string) error {

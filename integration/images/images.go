@@ -140,6 +140,13 @@ func open(name, dir string) (*Image, error) {
 // Recompressed returns the image with the same layers in another encoding. It
 // is made once, and cached under the names of both.
 func Recompressed(ctx context.Context, img *Image, as Encoding) (*Image, error) {
+	return converted(img, string(as), func(path string, l v1.Layer) (v1.Layer, error) {
+		return reencode(ctx, path, l, as)
+	})
+}
+
+// converted returns the image with each layer converted, in a file of its own.
+func converted(img *Image, as string, convert func(path string, l v1.Layer) (v1.Layer, error)) (*Image, error) {
 	digest, err := img.Digest()
 	if err != nil {
 		return nil, err
@@ -156,7 +163,7 @@ func Recompressed(ctx context.Context, img *Image, as Encoding) (*Image, error) 
 	return cached(name, config.Config, func(scratch string) ([]v1.Layer, error) {
 		encoded := make([]v1.Layer, len(layers))
 		for i, l := range layers {
-			encoded[i], err = reencode(ctx, filepath.Join(scratch, fmt.Sprint(i)), l, as)
+			encoded[i], err = convert(filepath.Join(scratch, fmt.Sprint(i)), l)
 			if err != nil {
 				return nil, fmt.Errorf("layer %d as %s: %w", i+1, as, err)
 			}

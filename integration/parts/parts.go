@@ -45,6 +45,19 @@ func Containerd(ctx context.Context) (dir string, err error) {
 	return build(ctx, module, "no_cri,no_btrfs,no_devmapper,no_zfs", "containerd", "ctr", "containerd-shim-runc-v2")
 }
 
+// Own builds a command of this folder, as "bench/load", into dir, and returns
+// the path of the program. Go's own cache makes it quick.
+func Own(ctx context.Context, dir, name string) (string, error) {
+	mod, err := output(ctx, "go", "env", "GOMOD")
+	if err != nil {
+		return "", err
+	}
+	program := filepath.Join(dir, filepath.Base(name))
+	_, err = output(ctx, "env", "CGO_ENABLED=0", "go", "build", "-C", filepath.Join(filepath.Dir(mod), name),
+		"-trimpath", "-ldflags=-s -w", "-o", program, ".")
+	return program, err
+}
+
 // build builds commands of a module's cmd folder into one cached folder.
 func build(ctx context.Context, module, tags string, commands ...string) (dir string, err error) {
 	version, err := output(ctx, "go", "list", "-m", "-f", "{{.Version}}", module)

@@ -7,7 +7,9 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,35 +86,78 @@ func (r *Registry) Push(ctx context.Context, img v1.Image, repo string) error {
 // ReferrersSize returns the size of everything in the repository that refers to
 // an image: manifests and what they hold.
 func (r *Registry) ReferrersSize(ctx context.Context, img v1.Image, repo string) (size int64, err error) {
-	digest, err := img.Digest()
+	referrers, err := r.referrers(ctx, img, repo)
 	if err != nil {
 		return 0, err
 	}
-	ref, err := name.NewDigest(r.addr+"/"+repo+"@"+digest.String(), name.Insecure)
-	if err != nil {
-		return 0, err
-	}
-	index, err := remote.Referrers(ref, remote.WithContext(ctx))
-	if err != nil {
-		return 0, fmt.Errorf("list what refers to %s: %w", ref, err)
-	}
-	list, err := index.IndexManifest()
-	if err != nil {
-		return 0, err
-	}
-	for _, referrer := range list.Manifests {
-		artifact, err := remote.Image(ref.Context().Digest(referrer.Digest.String()), remote.WithContext(ctx))
+	for _, referrer := range referrers {
+		manifest, err := referrer.Manifest()
 		if err != nil {
 			return 0, err
 		}
-		manifest, err := artifact.Manifest()
+		n, err := referrer.Size()
 		if err != nil {
 			return 0, err
 		}
-		size += referrer.Size
+		size += n
 		for _, l := range manifest.Layers {
 			size += l.Size
 		}
 	}
 	return size, nil
+}
+
+// FetchReferrers downloads everything in the repository that refers to an
+// image, to nowhere.
+func (r *Registry) FetchReferrers(ctx context.Context, img v1.Image, repo string) error {
+	referrers, err := r.referrers(ctx, img, repo)
+	if err != nil {
+		return err
+	}
+	for _, referrer := range referrers {
+		blobs, err := referrer.Layers()
+		if err != nil {
+			return err
+		}
+		for _, b := range blobs {
+			body, err := b.Compressed()
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, body)
+			if err := errors.Join(err, body.Close()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// referrers fetches the manifests that refer to an image.
+func (r *Registry) referrers(ctx context.Context, img v1.Image, repo string) ([]v1.Image, error) {
+	digest, err := img.Digest()
+	if err != nil {
+		return nil, err
+	}
+	ref, err := name.NewDigest(r.addr+"/"+repo+"@"+digest.String(), name.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	index, err := remote.Referrers(ref, remote.WithContext(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("list what refers to %s: %w", ref, err)
+	}
+	list, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	var all []v1.Image
+	for _, referrer := range list.Manifests {
+		artifact, err := remote.Image(ref.Context().Digest(referrer.Digest.String()), remote.WithContext(ctx))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, artifact)
+	}
+	return all, nil
 }

@@ -11,7 +11,7 @@ for module in . integration; do
 		for target in $(echo "$tests" | grep '^Fuzz'); do
 			echo "$package $target"
 			# Without a limit, making a find smaller takes most of the time.
-			go -C $module test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 100x "$package"
+			go -C $module test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 10x "$package"
 		done
 	done
 done

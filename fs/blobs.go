@@ -65,11 +65,26 @@ func MountBlobs(dir string, opts Options) (*Blobs, error) {
 func (b *Blobs) Add(name string, blob Blob) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.names[name]; !ok {
-		b.names[name] = len(b.files)
-		b.files = append(b.files, blobFile{name, blob})
+	i, ok := b.names[name]
+	if !ok {
+		i = len(b.files)
+		b.names[name] = i
+		b.files = append(b.files, blobFile{name: name})
+	}
+	if b.files[i].Blob == nil {
+		b.files[i].Blob = blob
 	}
 	return filepath.Join(b.dir, name, "blob")
+}
+
+// Remove ends the use of a blob. Its name stays, since the kernel keeps it in
+// mind, and gives errors until the same blob is added again.
+func (b *Blobs) Remove(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i, ok := b.names[name]; ok {
+		b.files[i].Blob = nil
+	}
 }
 
 // Detach takes the file system out of sight. It lives on beneath the mounts
@@ -95,7 +110,7 @@ func (b *Blobs) file(node uint64) (blobFile, bool) {
 	if node < 3 || node%2 == 0 || i >= uint64(len(b.files)) {
 		return blobFile{}, false
 	}
-	return b.files[i], true
+	return b.files[i], b.files[i].Blob != nil
 }
 
 // Lookup finds a blob's folder in the root, or the file in that folder.

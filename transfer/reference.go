@@ -43,6 +43,20 @@ func FullReference(ref string) (string, error) {
 	return r.String(), nil
 }
 
+// ByDigest returns the reference of the manifest with that digest in the
+// repository, or the local files, of an image.
+func ByDigest(ref string, manifest digest.Digest) (string, error) {
+	r, err := parseReference(ref)
+	if err != nil {
+		return "", err
+	}
+	if r.remote == nil {
+		r.local.digest = manifest
+		return r.String(), nil
+	}
+	return reference{remote: r.remote.Context().Digest(manifest.String())}.String(), nil
+}
+
 func parseReference(s string) (reference, error) {
 	scheme, rest, _ := strings.Cut(s, ":")
 	switch scheme {

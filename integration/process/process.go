@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"syscall"
 	"time"
 )
@@ -44,11 +45,11 @@ func Start(ctx context.Context, cmd *exec.Cmd, log string, ready *regexp.Regexp)
 	}
 	cmd.SysProcAttr.Setpgid = true
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // a killed test leaves no server
-	if err := cmd.Start(); err != nil {
+	p := &Process{cmd: cmd, logged: make(chan struct{})}
+	if err := p.startOnOwnThread(); err != nil {
 		file.Close()
 		return nil, nil, err
 	}
-	p := &Process{cmd: cmd, logged: make(chan struct{})}
 	said := make(chan []string, 1)
 	go func() {
 		defer close(p.logged)
@@ -60,6 +61,22 @@ func Start(ctx context.Context, cmd *exec.Cmd, log string, ready *regexp.Regexp)
 		return nil, nil, errors.Join(fmt.Errorf("start %s (log: %s): %w", cmd.Path, log, err), p.Kill())
 	}
 	return p, match, nil
+}
+
+// startOnOwnThread starts the process from a thread that lives as long as the
+// server does: the kernel takes the end of the thread for that of the parent.
+func (p *Process) startOnOwnThread() error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			<-p.logged
+		}
+	}()
+	return <-started
 }
 
 // follow copies what the server says to its log, and sends the first match.

@@ -133,7 +133,7 @@ func (p *Puller) Report(ctx context.Context, img *transfer.Image) ([]LayerReport
 		if err := p.reportLocal(l, &r); err != nil {
 			return nil, err
 		}
-		if why := refused(l); why != "" {
+		if why := Refused(l); why != "" {
 			r = LayerReport{Why: why}
 		}
 		if r.TwinBytes > 0 {

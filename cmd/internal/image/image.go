@@ -129,13 +129,17 @@ func (p *Puller) Open(ctx context.Context, ref string) (*Image, error) {
 			return nil, err
 		}
 	}
-	if err := p.each(ctx, missing, func(ctx context.Context, l transfer.Layer) error {
-		p.Log.Info("the layer has no index: reading it once", "layer", l.Digest, "bytes", l.Size)
-		return p.Store.Ingest(ctx, ID(l), p.Client.Blob(img, l.Descriptor), p.track("fetch", l))
-	}); err != nil {
+	if err := p.each(ctx, missing, func(ctx context.Context, l transfer.Layer) error { return p.Ingest(ctx, img, l) }); err != nil {
 		return nil, err
 	}
 	return p.openLayers(img)
+}
+
+// Ingest reads a layer once, from its first to its last byte: it is complete
+// then, and indexed.
+func (p *Puller) Ingest(ctx context.Context, img *transfer.Image, l transfer.Layer) error {
+	p.Log.Info("the layer is read whole", "image", img.Reference, "layer", l.Digest, "bytes", l.Size)
+	return p.Store.Ingest(ctx, ID(l), p.Client.Blob(img, l.Descriptor), p.track("fetch", l))
 }
 
 func (p *Puller) openLayers(img *transfer.Image) (*Image, error) {
@@ -170,7 +174,7 @@ func distinct(img *transfer.Image) ([]transfer.Layer, error) {
 			continue
 		}
 		seen[l.Digest] = true
-		if why := refused(l); why != "" {
+		if why := Refused(l); why != "" {
 			return nil, fmt.Errorf("layer %s of %s: %s", l.Digest, img.Reference, why)
 		}
 		layers = append(layers, l)
@@ -197,8 +201,8 @@ func (p *Puller) missing(img *transfer.Image) ([]transfer.Layer, error) {
 	return missing, nil
 }
 
-// refused says why a layer cannot be used, or nothing.
-func refused(l transfer.Layer) string {
+// Refused says why a layer cannot be shown lazily, or nothing.
+func Refused(l transfer.Layer) string {
 	if strings.Contains(l.MediaType, "foreign") || strings.Contains(l.MediaType, "nondistributable") {
 		return fmt.Sprintf("its media type %s says that registries do not have it", l.MediaType)
 	}

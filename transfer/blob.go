@@ -123,7 +123,31 @@ func (b *remoteBlob) get(ctx context.Context, off, end int64) (body io.ReadClose
 		b.location.CompareAndSwap(loc, nil)
 		b.r.c.opts.Log.Debug("asking the registry for the blob's place again", "blob", b.d.Digest, "err", err)
 	}
-	return b.getFrom(ctx, b.r.url("blobs/"+b.d.Digest.String()), off, end)
+	body, whole, err = b.getFrom(ctx, b.r.url("blobs/"+b.d.Digest.String()), off, end)
+	if errors.Is(err, ErrNotFound) && len(b.d.URLs) > 0 {
+		return b.getElsewhere(ctx, err, off, end)
+	}
+	return body, whole, err
+}
+
+// getElsewhere asks where the image says that a blob is that its registry need
+// not have: descriptor.md, "urls". missing is what the registry answered.
+func (b *remoteBlob) getElsewhere(ctx context.Context, missing error, off, end int64) (io.ReadCloser, bool, error) {
+	errs := []error{missing}
+	for _, s := range b.d.URLs {
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || b.r.secure.Load()) {
+			errs = append(errs, errors.New("the image names an address that is not used: it is no https one"))
+			continue
+		}
+		body, whole, err := b.getFrom(ctx, u, off, end)
+		if err == nil {
+			b.location.CompareAndSwap(nil, u)
+			return body, whole, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, false, errors.Join(errs...)
 }
 
 func (b *remoteBlob) getFrom(ctx context.Context, u *url.URL, off, end int64) (body io.ReadCloser, whole bool, err error) {

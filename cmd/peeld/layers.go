@@ -174,45 +174,62 @@ func (l *layers) run(ctx context.Context, p *pull, ref string) error {
 			lazy = append(lazy, layer)
 		}
 	}
-	return l.fetch(ctx, p, img, lazy, whole)
+	read, err := l.fetch(ctx, p, img, lazy, whole)
+	if read && err == nil && l.policy.index == indexPush {
+		l.doing.Go(func() { l.push(img) })
+	}
+	return err
+}
+
+// push attaches the indices of an image to it. No pull waits for that.
+func (l *layers) push(img *transfer.Image) {
+	x, err := l.puller.Index(l.ended, img, false)
+	if err == nil {
+		defer x.Close() // there are no twins
+		_, err = l.puller.Push(l.ended, img, x)
+	}
+	if err != nil {
+		l.log.Warn("the image's indices are not attached to it: other nodes will read its layers whole", "image", img.Reference, "error", err)
+		return
+	}
+	l.log.Info("the image's indices are attached to it", "image", img.Reference)
 }
 
 // fetch brings layers that the store does not have: the index of those that
-// are to be lazy, or all of a layer.
-func (l *layers) fetch(ctx context.Context, p *pull, img *transfer.Image, lazy, whole []transfer.Layer) error {
+// are to be lazy, or all of a layer. It says whether there was one of the first
+// kind that had to be read for want of an index.
+func (l *layers) fetch(ctx context.Context, p *pull, img *transfer.Image, lazy, whole []transfer.Layer) (read bool, err error) {
 	var all sync.WaitGroup
 	defer all.Wait()
-	read := func(layer transfer.Layer, why string) {
+	ingest := func(layer transfer.Layer, why string) {
 		all.Go(func() {
 			err := l.puller.Ingest(ctx, img, layer)
 			p.ready(layer.Digest, why, err)
 		})
 	}
 	for _, layer := range whole {
-		read(layer, fmt.Sprintf("read whole: %d bytes, less than small_layer (%d)", layer.Size, l.policy.small))
+		ingest(layer, fmt.Sprintf("read whole: %d bytes, less than small_layer (%d)", layer.Size, l.policy.small))
 	}
 	if len(lazy) == 0 {
-		return nil
+		return false, nil
 	}
 	left, err := l.puller.AddIndices(ctx, img, lazy)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, layer := range lazy {
-		if slices.ContainsFunc(left, func(o transfer.Layer) bool { return o.Digest == layer.Digest }) {
-			continue
-		}
-		from, err := l.puller.Store.IndexFrom(layer.Digest)
-		p.ready(layer.Digest, from, err)
-	}
-	for _, layer := range left {
-		if l.policy.index == indexEager {
+		switch {
+		case !slices.ContainsFunc(left, func(o transfer.Layer) bool { return o.Digest == layer.Digest }):
+			from, err := l.puller.Store.IndexFrom(layer.Digest)
+			p.ready(layer.Digest, from, err)
+		case l.policy.index == indexEager:
 			p.ready(layer.Digest, "", fmt.Errorf("%w: it has no index, and index is %q", snapshotter.ErrUnpack, indexEager))
-			continue
+		default:
+			read = true
+			ingest(layer, "read whole: it had no index, in the registry or here")
 		}
-		read(layer, "read whole: it had no index, in the registry or here")
 	}
-	return nil
+	return read, nil
 }
 
 // Open is that of snapshotter.Layers.

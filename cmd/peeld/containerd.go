@@ -31,6 +31,7 @@ var containerdText = template.Must(template.New("containerd").Parse(`version = 3
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "peel"
   disable_snapshot_annotations = false
+  use_local_image_pull = true
 `))
 
 // containerdConfig prints it.

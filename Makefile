@@ -3,17 +3,37 @@
 FUZZTIME ?= 60s
 SOAKTIME ?= 10m
 BENCH    ?=
+PREFIX   ?= /usr/local
+DESTDIR  ?=
 export CGO_ENABLED ?= 0
 
 GOBUILD = go build -trimpath -ldflags "-s -w"
 
-.PHONY: help build setup demo test race lint fuzz soak bench clean
+.PHONY: help build install uninstall setup demo test race lint fuzz soak bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
 
 build: ## static binaries into bin/
 	$(GOBUILD) -o bin/ ./cmd/...
+
+# mount(8) looks for its helpers in /sbin alone.
+share = $(DESTDIR)$(PREFIX)/share
+installed = $(DESTDIR)$(PREFIX)/bin/peel $(DESTDIR)/sbin/mount.peel \
+	$(share)/bash-completion/completions/peel $(share)/zsh/site-functions/_peel \
+	$(share)/fish/vendor_completions.d/peel.fish $(share)/man/man8/peel.8
+
+install: build ## peel, mount.peel, completions and the manual page (PREFIX, DESTDIR)
+	mkdir -p $(dir $(installed))
+	install -m 755 bin/peel $(DESTDIR)$(PREFIX)/bin/peel
+	ln -sf $(PREFIX)/bin/peel $(DESTDIR)/sbin/mount.peel
+	bin/peel completion bash >$(share)/bash-completion/completions/peel
+	bin/peel completion zsh >$(share)/zsh/site-functions/_peel
+	bin/peel completion fish >$(share)/fish/vendor_completions.d/peel.fish
+	bin/peel man >$(share)/man/man8/peel.8
+
+uninstall: ## remove what install has installed
+	rm -f $(installed)
 
 setup: ## install the Debian packages that are missing
 	@integration/setup.sh

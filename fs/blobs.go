@@ -48,7 +48,7 @@ func MountBlobs(dir string, opts Options) (*Blobs, error) {
 	o.FsName, o.DisableXAttrs = "peel-blobs", true
 	srv, err := newServer(b, dir, o)
 	if err != nil {
-		return nil, fmt.Errorf("mount flat blobs on %s: %w%s", dir, err, mountHint())
+		return nil, fmt.Errorf("mount flat blobs on %s: %w%s", dir, err, mountHint(dir))
 	}
 	go func() {
 		defer close(b.done)

@@ -86,6 +86,9 @@ func mountAny(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, erro
 		errs = append(errs, err)
 		why = append(why, fmt.Sprintf("not %s: %v", d, err))
 	}
+	if os.Geteuid() != 0 {
+		return nil, errs[len(errs)-1] // the others need root, which everyone knows
+	}
 	return nil, errors.Join(errs...)
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -41,6 +42,7 @@ type Options struct {
 	Scratch     string        // folder of a writable overlay, see MountScratch. Default: the mount is read-only.
 	Driver      Driver        // how the kernel shows the image. Default Auto.
 	State       string        // folder for what a mount needs for a moment, on the store's file system. Default os.TempDir().
+	NoExec      bool          // an ordinary user's mount runs no programs; root sets that with mount_setattr(2)
 	ReadTimeout time.Duration // longest wait for data that must be fetched. Default 30 s.
 	Log         *slog.Logger  // where reads that failed are told. Default slog.Default().
 }
@@ -132,7 +134,7 @@ func mountTree(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, err
 	raw := newRaw(tree, blobs, opts)
 	srv, err := newServer(raw, dir, raw.options(opts))
 	if err != nil {
-		return nil, fmt.Errorf("mount %s on %s: %w%s", opts.Image, dir, err, mountHint())
+		return nil, fmt.Errorf("mount %s on %s: %w%s", opts.Image, dir, err, mountHint(dir))
 	}
 	s := &Server{dir: dir, driver: TreeFUSE, stats: raw.stats, done: make(chan struct{})}
 	go func() {
@@ -150,7 +152,11 @@ func mountTree(dir string, tree *Tree, blobs []Blob, opts Options) (*Server, err
 // outlived this process would keep the mount, with nobody to answer.
 func newServer(raw fuse.RawFileSystem, dir string, o *fuse.MountOptions) (*fuse.Server, error) {
 	if !o.DirectMountStrict {
-		return fuse.NewServer(raw, dir, o)
+		srv, err := fuse.NewServer(raw, dir, o)
+		if err != nil {
+			return nil, errors.New(strings.TrimSpace(err.Error())) // it ends with a newline
+		}
+		return srv, nil
 	}
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
@@ -239,17 +245,29 @@ func fuseOptions(opts Options) *fuse.MountOptions {
 		o.DirectMountFlags = unix.MS_RDONLY // and not, as is the default, NOSUID and NODEV
 	} else {
 		o.Options = append(o.Options, "ro")
+		if opts.NoExec {
+			o.Options = append(o.Options, "noexec")
+		}
 	}
 	return o
 }
 
 // mountHint says what usually keeps a mount from working.
-func mountHint() string {
-	switch _, err := os.Stat("/dev/fuse"); {
-	case errors.Is(err, os.ErrNotExist):
-		return " (there is no /dev/fuse: load the fuse module, or give the container the device)"
-	case os.Geteuid() != 0:
-		return " (an ordinary user needs fusermount3, of the package fuse3, and a /dev/fuse that everyone may open)"
+func mountHint(dir string) string {
+	if _, err := os.Stat("/dev/fuse"); errors.Is(err, os.ErrNotExist) {
+		return "; there is no /dev/fuse: load the fuse module, or give the container the device"
+	}
+	if os.Geteuid() == 0 {
+		return ""
+	}
+	if _, err := exec.LookPath("fusermount3"); err != nil {
+		return "; an ordinary user mounts through fusermount3: install the package fuse3"
+	}
+	if unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) != nil {
+		return "; an ordinary user may not open /dev/fuse: chmod 666 /dev/fuse, as distributions have it"
+	}
+	if unix.Access(dir, unix.W_OK) != nil {
+		return "; an ordinary user can only mount on a folder of their own"
 	}
 	return ""
 }

@@ -6,6 +6,7 @@ set -eu
 packages='
 	ca-certificates
 	erofs-utils
+	fish
 	fuse3
 	gcc
 	libc6-dev
@@ -14,11 +15,12 @@ packages='
 	shellcheck
 	skopeo
 	umoci
+	zsh
 '
 # ca-certificates: modules over HTTPS    erofs-utils: fsck.erofs checks ours
 # fuse3: mounting as an ordinary user    gcc, libc6-dev: the race detector
 # mmdebstrap: real images                runc: containerd's tasks
-# skopeo: archives as others write them
+# skopeo: archives as others write them  fish, zsh: their completion
 # umoci: unpacks what we compare with    shellcheck: make lint
 
 # dpkg-query fails if it does not know one of them, which is no failure here.

@@ -126,7 +126,11 @@ func manifestOf(ctx context.Context, from source, d ocispec.Descriptor) ([]byte,
 		return nil, nil, err
 	}
 	raw, doc, err := from.manifest(ctx, d.Digest.String())
-	if err == nil && d.Size != 0 && d.Size != int64(len(raw)) {
+	var br *brokenError
+	switch {
+	case errors.As(err, &br) && d.Size != 0:
+		err = fmt.Errorf("%w; its descriptor says %d bytes", err, d.Size)
+	case err == nil && d.Size != 0 && d.Size != int64(len(raw)):
 		err = fmt.Errorf("manifest %s has %d bytes, but its descriptor says %d", d.Digest, len(raw), d.Size)
 	}
 	return raw, doc, err

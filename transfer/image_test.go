@@ -212,7 +212,7 @@ func TestResolveRefuses(t *testing.T) {
 		want     string
 		is       error
 	}{
-		"wrong manifest":     {"@" + asked, answer(config), nil, "what came has digest", nil},
+		"wrong manifest":     {"@" + asked, answer(config), nil, "the manifest is damaged: it was asked for by", ErrUnavailable},
 		"too large manifest": {":1", answer(bytes.Repeat([]byte(" "), maxManifest+1)), nil, "larger than", nil},
 		"HTML":               {":1", answer([]byte("<html>")), nil, "read manifest 1", nil},
 		"too large config":   {":1", answer(huge), nil, "8388609 bytes, more than", nil},

@@ -7,19 +7,22 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
 // Ping asks the registry of an image whether it is there, without credentials.
 // It returns the registry's host, and how far its clock is ahead of ours, to
-// the second; 0 if it does not tell.
+// the second; 0 if it does not tell. An image on disk has no registry: its host
+// is "".
 func (c *Client) Ping(ctx context.Context, ref string) (host string, ahead time.Duration, err error) {
-	n, err := name.ParseReference(ref)
+	at, err := parseReference(ref)
 	if err != nil {
 		return "", 0, fmt.Errorf("ping the registry of %s: %w", ref, err)
 	}
-	r := c.repo(n.Context(), transport.PullScope)
+	if at.remote == nil {
+		return "", 0, nil
+	}
+	r := c.repo(at.remote.Context(), transport.PullScope)
 	u := &url.URL{Scheme: "https", Host: r.host, Path: "/v2/"}
 	if !r.secure.Load() {
 		u.Scheme = "http"

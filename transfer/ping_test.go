@@ -29,6 +29,9 @@ func TestPing(t *testing.T) {
 	if _, _, err := c.Ping(context.Background(), host+"/app:1"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("error %v", err)
 	}
+	if got, _, err := c.Ping(context.Background(), "oci:/nowhere"); got != "" || err != nil {
+		t.Errorf("an image on disk has the registry %q, %v", got, err)
+	}
 	if _, _, err := c.Ping(context.Background(), "NOT A REFERENCE"); err == nil {
 		t.Error("no error")
 	}

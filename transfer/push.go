@@ -56,10 +56,25 @@ func (c *Client) PushArtifact(ctx context.Context, img *Image, artifactType stri
 	return d, nil
 }
 
-func (c *Client) pushArtifact(ctx context.Context, img *Image, artifactType string, blobs []ArtifactBlob) (digest.Digest, error) {
+// CanAttach returns an error that says what to do if nothing can be attached to
+// the image where it is. Whether a registry lets us, only PushArtifact finds out.
+func (c *Client) CanAttach(img *Image) error {
+	_, err := c.attacher(img)
+	return err
+}
+
+func (c *Client) attacher(img *Image) (attacher, error) {
 	to, ok := c.source(img.at, transport.PushScope).(attacher)
 	if !ok {
-		return "", fmt.Errorf("an archive is only read: copy the image into a layout with \"skopeo copy %s oci:FOLDER:TAG\", and use that", img.Reference)
+		return nil, fmt.Errorf("an archive is only read: copy the image into a layout with \"skopeo copy %s oci:FOLDER:TAG\", and use that", img.Reference)
+	}
+	return to, nil
+}
+
+func (c *Client) pushArtifact(ctx context.Context, img *Image, artifactType string, blobs []ArtifactBlob) (digest.Digest, error) {
+	to, err := c.attacher(img)
+	if err != nil {
+		return "", err
 	}
 	m := ocispec.Manifest{
 		Versioned:    specs.Versioned{SchemaVersion: 2},

@@ -92,7 +92,7 @@ func (r *repo) askReferrers(ctx context.Context, subject digest.Digest, artifact
 		u.RawQuery = url.Values{"artifactType": {artifactType}}.Encode()
 	}
 	for page := 0; u != nil && page < maxReferrerPages; page++ {
-		raw, header, err := r.fetch(ctx, u, acceptIndex, maxManifest)
+		raw, header, err := r.fetch(ctx, u, acceptIndex, maxManifest, nil)
 		var status *statusError
 		if errors.As(err, &status) && page == 0 && meansNoAPI(status.code) {
 			return r.fallbackReferrers(ctx, subject)

@@ -184,10 +184,16 @@ func (r *repo) sendOver(req *http.Request, auth *string, secure bool) (*http.Res
 	return resp, nil
 }
 
-// fetch gets a document of at most limit bytes, whole or not at all.
-func (r *repo) fetch(ctx context.Context, u *url.URL, accept string, limit int64) ([]byte, http.Header, error) {
+// fetch gets a document of at most limit bytes, whole or not at all. check, if
+// not nil, says whether it is what was asked for; if not, it is asked for again.
+func (r *repo) fetch(ctx context.Context, u *url.URL, accept string, limit int64, check func([]byte, http.Header) error) ([]byte, http.Header, error) {
 	for try := 1; ; try++ {
 		b, header, err := r.fetchOnce(ctx, u, accept, limit)
+		if err == nil && check != nil {
+			if err = check(b, header); err != nil {
+				err = broken("GET %s: %w", safeURL(u), err)
+			}
+		}
 		var br *brokenError
 		if !errors.As(err, &br) || try >= r.c.opts.Attempts {
 			return b, header, err
@@ -228,18 +234,33 @@ func (r *repo) manifest(ctx context.Context, id string) ([]byte, *document, erro
 		}
 	}
 	u := r.url("manifests/" + id)
-	raw, _, err := r.fetch(ctx, u, acceptManifests, maxManifest)
+	raw, _, err := r.fetch(ctx, u, acceptManifests, maxManifest, func(b []byte, h http.Header) error {
+		return checkManifest(b, want, h)
+	})
 	if err != nil {
 		return nil, nil, err
-	}
-	if got := digest.FromBytes(raw); want != "" && got != want {
-		return nil, nil, fmt.Errorf("GET manifest %s of %s: what came has digest %s", want, r.name, got)
 	}
 	doc, err := parseDocument(raw)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read manifest %s of %s: %w", id, r.name, err)
 	}
 	return raw, doc, nil
+}
+
+// checkManifest checks a manifest against the digest that it was asked for by,
+// or, if that is "", against the one that the registry says it has.
+func checkManifest(raw []byte, want digest.Digest, header http.Header) error {
+	by := "it was asked for by"
+	if want == "" {
+		want, by = digest.Digest(header.Get("Docker-Content-Digest")), "the registry says that it is"
+		if checkDigest(want) != nil { // none, or one of another algorithm
+			return nil
+		}
+	}
+	if got := digest.FromBytes(raw); got != want {
+		return fmt.Errorf("the manifest is damaged: %s %s, but what came is %d bytes with the digest %s", by, want, len(raw), got)
+	}
+	return nil
 }
 
 // sameHost reports whether u is at host, the name of a registry. A missing

@@ -16,14 +16,10 @@ import (
 )
 
 func cacheCommand() *cli.Command {
-	sub := []*cli.Command{cacheDfCommand(), cacheVerifyCommand(), cacheRmCommand()}
-	for _, c := range sub {
-		c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return fmt.Errorf("%w; --help says what there is", err) }
-	}
 	return &cli.Command{
 		Name:        "cache",
 		Usage:       "look after what was fetched",
-		Subcommands: sub,
+		Subcommands: []*cli.Command{cacheDfCommand(), cacheVerifyCommand(), cacheRmCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("there is no command %q; peel cache --help lists them", c.Args().First())
@@ -37,8 +33,6 @@ func cacheDfCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "df",
 		Usage: "list the layers in the store, what they take, and who uses them",
-		Description: "DISK is what a layer takes on the disk, HERE how much of its files' data is\n" +
-			"present. IN USE names the mounts that have it open.",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
 		Action: func(c *cli.Context) error {
 			if _, err := args(c); err != nil {
@@ -169,10 +163,6 @@ func cacheVerifyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "verify",
 		Usage: "read again all that is present, and repair what is damaged",
-		Description: "Reads the data of all layers from the disk and compares it with the digests of\n" +
-			"their indices. What is damaged is dropped, and fetched anew; where the registry\n" +
-			"does not answer, it comes with the next read. Images may be mounted meanwhile.\n\n" +
-			"It exits with 1 if anything was damaged, also if all of it has been repaired.",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
 		Action: func(c *cli.Context) error {
 			if _, err := args(c); err != nil {

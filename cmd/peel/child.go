@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -23,14 +24,16 @@ const childEnv = "PEEL_CHILD"
 const childFD = 3
 
 // message goes from the background process to the one that waits: progress,
-// and in the end one that says either that it is mounted or what went wrong.
+// then one that says either that it is mounted or what went wrong, and with
+// --wait, after more progress, one that says how fetching the rest has ended.
 type message struct {
-	Work    string        `json:"work,omitempty"`
-	Blob    digest.Digest `json:"blob,omitempty"`
-	Done    int64         `json:"done,omitempty"`
-	Total   int64         `json:"total,omitempty"`
-	Mounted bool          `json:"mounted,omitempty"`
-	Error   string        `json:"error,omitempty"`
+	Work     string        `json:"work,omitempty"`
+	Blob     digest.Digest `json:"blob,omitempty"`
+	Done     int64         `json:"done,omitempty"`
+	Total    int64         `json:"total,omitempty"`
+	Mounted  bool          `json:"mounted,omitempty"`
+	Complete bool          `json:"complete,omitempty"`
+	Error    string        `json:"error,omitempty"`
 }
 
 // inBackground starts a process of its own that serves the mount, and returns
@@ -54,24 +57,46 @@ func (m *mounting) inBackground(c *cli.Context) error {
 	}
 	defer conn.Close()
 	go func() { <-c.Context.Done(); conn.Close() }()
-	bar := newBar(os.Stderr)
+	bar := m.bar(c)
 	defer bar.end()
+	mounted := false
 	for dec := json.NewDecoder(conn); ; {
 		var msg message
 		if err := dec.Decode(&msg); err != nil {
-			if c.Context.Err() != nil {
-				return c.Context.Err()
-			}
-			return fmt.Errorf("the mount's process ended before it had mounted %s; its log is %s", m.ref, logPath)
+			return m.broken(c.Context, mounted, logPath)
 		}
 		switch {
-		case msg.Mounted:
-			return nil
 		case msg.Error != "":
 			return errors.New(msg.Error)
+		case msg.Complete, msg.Mounted:
+			bar.event(msg)
+			mounted = true
+			if msg.Complete || !c.Bool("wait") {
+				return nil
+			}
+		default:
+			bar.update(msg.Work, msg.Blob, msg.Done, msg.Total)
 		}
-		bar.update(msg.Work, msg.Blob, msg.Done, msg.Total)
 	}
+}
+
+// interrupted is the end of the context where that is not all there is to say.
+type interrupted struct{ rest string }
+
+func (e *interrupted) Error() string { return "interrupted; " + e.rest }
+func (e *interrupted) Unwrap() error { return context.Canceled }
+
+// broken says why nothing more comes from the mount's process.
+func (m *mounting) broken(ctx context.Context, mounted bool, logPath string) error {
+	switch {
+	case ctx.Err() != nil && mounted:
+		return &interrupted{fmt.Sprintf("%s stays mounted on %s, and what is missing comes when it is read", m.ref, m.dir)}
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case mounted:
+		return fmt.Errorf("the process that serves %s has ended, and not all of %s is here; its log was %s", m.dir, m.ref, m.session.path("log"))
+	}
+	return fmt.Errorf("the mount's process ended before it had mounted %s; its log is %s", m.ref, logPath)
 }
 
 // start starts this program once more, as the mount's process.
@@ -92,6 +117,7 @@ func (m *mounting) start(socket *os.File) (logPath string, err error) {
 		return "", err
 	}
 	cmd := exec.Command(self, os.Args[1:]...)
+	cmd.Args[0] = "peel" // also where the file is called mount.peel
 	cmd.Env = append(os.Environ(), childEnv+"="+log.Name())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{socket}
@@ -129,13 +155,30 @@ func (m *mounting) serveParent(c *cli.Context) error {
 	mounted := false
 	err = m.serve(waiting, c, func(work string, blob digest.Digest, done, total int64) {
 		tell(message{Work: work, Blob: blob, Done: done, Total: total})
-	}, func() {
-		mounted = true
-		_ = os.Rename(log, m.session.path("log")) // if not, it stays where it is
-		tell(message{Mounted: true})
+	}, func(msg message) {
+		if msg.Mounted {
+			mounted = true
+			_ = os.Rename(log, m.session.path("log")) // if not, it stays where it is
+		}
+		tell(msg)
+		if msg.Mounted == !c.Bool("wait") {
+			conn.Close() // nobody waits any more
+		}
 	})
 	if err != nil && !mounted {
-		tell(message{Error: err.Error()})
+		tell(message{Error: err.Error() + fusermountSaid(log)})
 	}
 	return err
+}
+
+// fusermountSaid returns what fusermount3 has had to say: it writes to our
+// standard error, which is the log, and returns no more than a status.
+func fusermountSaid(log string) string {
+	raw, _ := os.ReadFile(log) // only words
+	for line := range strings.Lines(string(raw)) {
+		if i := strings.Index(line, "fusermount3: "); i >= 0 {
+			return "; " + strings.TrimSpace(line[i:])
+		}
+	}
+	return ""
 }

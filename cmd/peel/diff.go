@@ -17,11 +17,6 @@ func diffCommand() *cli.Command {
 		Name:      "diff",
 		Usage:     "list the paths in which two images differ",
 		ArgsUsage: "IMAGE IMAGE",
-		Description: "Lists what the second image adds to the first (A), what it lacks (D), and what it\n" +
-			"has otherwise (M), and of the last what is another: type, content, mode, owner,\n" +
-			"target, device, xattrs, and with --times the modification time. Contents are\n" +
-			"compared by the SHA-256 that the layers' indices have, so no file is fetched.\n\n" +
-			"It exits with 0 if there is no difference, and with 1 if there is one.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "times", Usage: "compare modification times, too"},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},

@@ -21,9 +21,6 @@ func doctorCommand() *cli.Command {
 		Name:      "doctor",
 		Usage:     "check what peel needs of this machine, and say how to get it",
 		ArgsUsage: "[IMAGE]",
-		Description: "Tries every way to mount, and looks at the kernel, /dev/fuse and the store's file\n" +
-			"system. With IMAGE also at its registry, and at the clock, which has to agree with\n" +
-			"the registry's for certificates and tokens to be valid.",
 		Action: func(c *cli.Context) error {
 			if c.Args().Len() > 1 {
 				_, err := args(c, "[IMAGE]")
@@ -187,12 +184,20 @@ func registryFindings(c *cli.Context, ref string) ([]finding, error) {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(c.Context, 20*time.Second)
 	defer cancel()
+	image := func() finding {
+		if _, err := client.Resolve(ctx, ref); err != nil {
+			return finding{"image " + ref, "cannot be read", err.Error()}
+		}
+		return finding{what: "image " + ref, is: "can be read"}
+	}
 	host, ahead, err := client.Ping(ctx, ref)
+	if host == "" && err == nil { // it is on disk
+		return []finding{image()}, nil
+	} else if host == "" {
+		return nil, err
+	}
 	f := finding{what: "registry " + host, is: "answers"}
 	if err != nil {
-		if host == "" {
-			return nil, err
-		}
 		f.is, f.remedy = err.Error(), "check the name, the network, a proxy; --plain-http and --ca-file are for registries of one's own"
 		return []finding{f}, nil
 	}
@@ -205,9 +210,5 @@ func registryFindings(c *cli.Context, ref string) ([]finding, error) {
 		clock.is = fmt.Sprintf("the registry's is %v %s", ahead.Abs().Round(time.Minute), where)
 		clock.remedy = "certificates and tokens will be refused: set the clock, for example by chrony"
 	}
-	image := finding{what: "image " + ref, is: "can be read"}
-	if _, err := client.Resolve(ctx, ref); err != nil {
-		image.is, image.remedy = "cannot be read", err.Error()
-	}
-	return []finding{f, clock, image}, nil
+	return []finding{f, clock, image()}, nil
 }

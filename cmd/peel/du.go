@@ -18,10 +18,6 @@ func duCommand() *cli.Command {
 		Name:      "du",
 		Usage:     "say how much of an image is here, by layer and by directory",
 		ArgsUsage: "IMAGE",
-		Description: "A layer's bytes are those of all its files, in whole blocks of 4 KiB, those that\n" +
-			"a higher layer hides included. A directory's are the sizes of the files below it\n" +
-			"as the image shows them; a file with several names counts once, where it is\n" +
-			"first met. No file's data is fetched.",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "depth", Usage: "show directories down to `N` below the root", Value: 1},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},

@@ -15,11 +15,6 @@ func indexCommand() *cli.Command {
 		Name:      "index",
 		Usage:     "make an image lazy: index its layers, and attach the indices to it",
 		ArgsUsage: "IMAGE",
-		Description: "Reads every layer once and keeps its index in the store. With --push the indices\n" +
-			"are attached to the image in its registry, as an OCI referrer; the image itself\n" +
-			"stays as it is. A layer in which decoding cannot resume, such as one of a single\n" +
-			"zstd frame, then gets a twin beside its index: the same data once more, in frames\n" +
-			"that can be fetched one by one. Without --push such a layer is fetched whole.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "push", Usage: "attach the indices to the image in its registry"},
 			&cli.BoolFlag{Name: "show", Usage: "only list the layers, and why each is lazy or not"},
@@ -58,6 +53,11 @@ func (e *engine) index(c *cli.Context, ref string) error {
 	img, err := e.Client.Resolve(c.Context, ref)
 	if err != nil {
 		return err
+	}
+	if c.Bool("push") {
+		if err := e.Client.CanAttach(img); err != nil {
+			return fmt.Errorf("index %s: %w", ref, err)
+		}
 	}
 	indices, err := e.Index(c.Context, img, c.Bool("push"))
 	if err != nil {

@@ -24,9 +24,6 @@ func lsCommand() *cli.Command {
 		Name:      "ls",
 		Usage:     "list a directory of an image without mounting it",
 		ArgsUsage: "IMAGE [PATH]",
-		Description: "Lists the directory PATH, / if it is left out, as the image's layers make it.\n" +
-			"No file's data is fetched. Of an image that has not been indexed, each layer is\n" +
-			"first read once, as for a mount.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "long", Aliases: []string{"l"}, Usage: "show type, mode, links, owner, size and time, too"},
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"R"}, Usage: "list what is below, too"},
@@ -129,9 +126,7 @@ func catCommand() *cli.Command {
 		Name:      "cat",
 		Usage:     "write files of an image to the standard output without mounting it",
 		ArgsUsage: "IMAGE PATH...",
-		Description: "Writes the files one after the other. Only what they need is fetched; it is\n" +
-			"verified and kept, as by a mount.",
-		Flags: []cli.Flag{platformFlag()},
+		Flags:     []cli.Flag{platformFlag()},
 		Action: func(c *cli.Context) error {
 			a, err := someArgs(c, 2, math.MaxInt, "IMAGE", "PATH...")
 			if err != nil {
@@ -231,11 +226,7 @@ func statCommand() *cli.Command {
 		Name:      "stat",
 		Usage:     "say what an image has under a path, and how much of it is here",
 		ArgsUsage: "IMAGE PATH",
-		Description: "Shows a path's type, mode, owner, size, time and extended attributes, the layer\n" +
-			"that it comes from, and how much of its data is on this machine. A symlink at\n" +
-			"the end of PATH is not followed, unless a slash stands behind it. No file's data\n" +
-			"is fetched.",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}, platformFlag()},
+		Flags:     []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}, platformFlag()},
 		Action: func(c *cli.Context) error {
 			a, err := args(c, "IMAGE", "PATH")
 			if err != nil {

@@ -21,27 +21,38 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := newApp().RunContext(ctx, os.Args); err != nil {
-		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-			fmt.Fprintln(os.Stderr, "peel: interrupted")
-			os.Exit(130)
-		}
-		fmt.Fprintln(os.Stderr, "peel:", err)
-		os.Exit(1)
+	name, run, status := "peel", runPeel, peelStatus
+	if filepath.Base(os.Args[0]) == helperName {
+		name, run, status = helperName, runHelper, helperStatus
 	}
+	err := run(ctx)
+	if err == nil {
+		return
+	}
+	if stays := (*interrupted)(nil); ctx.Err() != nil && errors.Is(err, context.Canceled) && !errors.As(err, &stays) {
+		fmt.Fprintf(os.Stderr, "%s: interrupted\n", name)
+	} else {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+	}
+	os.Exit(status(err))
+}
+
+func runPeel(ctx context.Context) error { return newApp().RunContext(ctx, os.Args) }
+
+// peelStatus is the exit status of an error: that of a shell for a signal, or 1.
+func peelStatus(err error) int {
+	if errors.Is(err, context.Canceled) {
+		return 128 + int(syscall.SIGINT)
+	}
+	return 1
 }
 
 func newApp() *cli.App {
-	usage := func(_ *cli.Context, err error, _ bool) error { return fmt.Errorf("%w; --help says what there is", err) }
 	app := &cli.App{
-		Name:  "peel",
-		Usage: "run container images before they have arrived",
-		Description: "peel mounts an image's whole file system at once and fetches only what is read,\n" +
-			"from any OCI registry and from unmodified images. What was fetched is verified\n" +
-			"and kept, and is never fetched again.",
+		Name:                   "peel",
+		Usage:                  "run container images before they have arrived",
 		HideVersion:            true,
 		UseShortOptionHandling: true,
-		EnableBashCompletion:   true,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "keep everything under `DIR`", Value: defaultRoot(), EnvVars: []string{"PEEL_ROOT"}},
 			&cli.BoolFlag{Name: "plain-http", Usage: "speak HTTP, not HTTPS, to every registry (loopback ones may always)"},
@@ -51,6 +62,7 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			mountCommand(), umountCommand(), statusCommand(), indexCommand(), doctorCommand(),
 			lsCommand(), catCommand(), statCommand(), duCommand(), diffCommand(), cacheCommand(),
+			completionCommand(), completeCommand(), manCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
@@ -59,12 +71,39 @@ func newApp() *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints it
-		OnUsageError:   usage,
+		OnUsageError:   wrongUsage,
 	}
-	for _, c := range app.Commands {
-		c.OnUsageError = usage
-	}
+	app.CustomAppHelpTemplate = manual("peel")
+	equipFlags(app.Flags)
+	equip(app.Commands, app.Name)
 	return app
+}
+
+func wrongUsage(_ *cli.Context, err error, _ bool) error {
+	return fmt.Errorf("%w; --help says what there is", err)
+}
+
+// equip gives the commands below parent what all of them have.
+func equip(commands []*cli.Command, parent string) {
+	for _, c := range commands {
+		c.OnUsageError, c.HideHelpCommand = wrongUsage, true
+		name := parent + " " + c.Name
+		c.CustomHelpTemplate = manual(name)
+		equipFlags(c.Flags)
+		for _, sub := range c.Subcommands {
+			sub.HelpName = name + " " + sub.Name // cli only names them when they run
+		}
+		equip(c.Subcommands, name)
+	}
+}
+
+// equipFlags keeps --help from saying that every switch is off by default.
+func equipFlags(flags []cli.Flag) {
+	for _, f := range flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = true
+		}
+	}
 }
 
 // defaultRoot is the machine's cache for root, and the user's own for others.

@@ -139,6 +139,39 @@ func TestDeadSession(t *testing.T) {
 	}
 }
 
+// A place whose mount is gone is waited for, until its process has ended.
+func TestAcquireAfter(t *testing.T) {
+	dir := t.TempDir()
+	s := sessionFor(t.TempDir(), dir)
+	before, err := s.acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		lock *os.File
+		err  error
+	}
+	got := make(chan result)
+	go func() {
+		lock, err := s.acquireAfter(t.Context(), dir)
+		got <- result{lock, err}
+	}()
+	if err := s.remove(); err != nil { // as a process does when it ends
+		t.Fatal(err)
+	}
+	before.Close()
+	r := <-got
+	if r.err != nil || !s.alive() {
+		t.Fatalf("%v, alive: %v", r.err, s.alive())
+	}
+	defer r.lock.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.acquireAfter(ctx, dir); !errors.Is(err, errAlive) {
+		t.Errorf("of one that lives: %v", err)
+	}
+}
+
 // A root with a long name has a socket all the same.
 func TestSocketOfLongRoot(t *testing.T) {
 	root := filepath.Join(t.TempDir(), strings.Repeat("long/", 40))

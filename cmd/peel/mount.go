@@ -12,6 +12,7 @@ import (
 	"github.com/peelfs/peel/cmd/internal/image"
 	"github.com/peelfs/peel/fs"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 )
 
 func mountCommand() *cli.Command {
@@ -19,13 +20,12 @@ func mountCommand() *cli.Command {
 		Name:      "mount",
 		Usage:     "mount an image, fetching what is read when it is read",
 		ArgsUsage: "IMAGE DIR",
-		Description: "Shows the file system of IMAGE in the folder DIR and returns. A process stays\n" +
-			"behind that serves it; peel umount DIR, or umount, ends it.\n\n" +
-			"An image that has been indexed (peel index --push) is mounted at once. Of one\n" +
-			"that has not, each layer is first read once, and its index kept.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "foreground", Aliases: []string{"f"}, Usage: "stay, and unmount when interrupted"},
 			&cli.BoolFlag{Name: "rw", Usage: "allow writes; they are lost with the mount (needs root)"},
+			&cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "return when the whole image is here and verified; it can be read before"},
+			&cli.BoolFlag{Name: "json", Usage: "print the progress as lines of JSON"},
+			&cli.StringFlag{Name: "options", Aliases: []string{"o"}, Usage: "mount with `OPTIONS` of mount(8), such as nosuid,nodev,noexec"},
 			&cli.StringFlag{Name: "driver", Usage: "show the image by `DRIVER`: erofs, loop, tree, or auto, the first of these that works", Value: string(fs.Auto)},
 			&cli.DurationFlag{Name: "read-timeout", Usage: "let a read fail after `TIME` without the data it needs", Value: fs.DefaultReadTimeout},
 			platformFlag(),
@@ -43,13 +43,7 @@ func mountCommand() *cli.Command {
 				return m.serveParent(c)
 			}
 			if c.Bool("foreground") {
-				bar := newBar(os.Stderr)
-				err := m.serve(c.Context, c, bar.update, func() {
-					bar.end()
-					fmt.Fprintf(os.Stderr, "%s is mounted on %s; interrupt to unmount\n", m.ref, m.dir)
-				})
-				bar.end()
-				return err
+				return m.inForeground(c)
 			}
 			return m.inBackground(c)
 		},
@@ -64,6 +58,7 @@ const gcPercent = 40
 type mounting struct {
 	ref, dir, root string
 	session        session
+	attrs          unix.MountAttr
 }
 
 func newMounting(c *cli.Context, ref, dir string) (*mounting, error) {
@@ -84,21 +79,57 @@ func newMounting(c *cli.Context, ref, dir string) (*mounting, error) {
 	} else if !st.IsDir() {
 		return nil, fmt.Errorf("mount on %s: it is not a folder", dir)
 	}
-	if _, err := fs.ParseDriver(c.String("driver")); err != nil {
+	driver, err := fs.ParseDriver(c.String("driver"))
+	if err != nil {
 		return nil, err
+	}
+	if os.Geteuid() != 0 && (driver == fs.EROFS || driver == fs.Loop) {
+		return nil, fmt.Errorf("--driver %s needs root; an ordinary user's mounts are by the driver tree", driver)
 	}
 	if c.Bool("rw") && os.Geteuid() != 0 {
 		return nil, errors.New("--rw mounts an overlay, which needs root; mount it read-only, or as root")
 	}
-	return &mounting{ref: ref, dir: abs, root: rootDir, session: sessionFor(rootDir, abs)}, nil
+	attrs, err := parseAttributes(c.String("options"), os.Geteuid() == 0)
+	if err != nil {
+		return nil, err
+	}
+	return &mounting{ref: ref, dir: abs, root: rootDir, session: sessionFor(rootDir, abs), attrs: attrs}, nil
 }
 
-// serve mounts the image, calls ready, and returns when it is unmounted. Until
-// it is mounted, the end of the context waiting ends it; after that, the end of
-// c's unmounts it.
-func (m *mounting) serve(waiting context.Context, c *cli.Context, progress image.Progress, ready func()) (err error) {
+// bar shows the mount's progress.
+func (m *mounting) bar(c *cli.Context) *bar {
+	if c.Bool("json") {
+		return newJSONBar(c.App.Writer)
+	}
+	return newBar(os.Stderr)
+}
+
+// inForeground serves the mount until it is unmounted or interrupted.
+func (m *mounting) inForeground(c *cli.Context) error {
+	bar := m.bar(c)
+	defer bar.end()
+	return m.serve(c.Context, c, bar.update, func(msg message) {
+		bar.end()
+		switch {
+		case bar.json:
+			bar.event(msg)
+		case msg.Complete:
+			fmt.Fprintf(os.Stderr, "all of %s is here\n", m.ref)
+		case msg.Error != "":
+			fmt.Fprintf(os.Stderr, "peel: %s\n", msg.Error)
+		default:
+			fmt.Fprintf(os.Stderr, "%s is mounted on %s; interrupt to unmount\n", m.ref, m.dir)
+		}
+	})
+}
+
+// serve mounts the image, says so to tell, and returns when it is unmounted.
+// Until it is mounted, the end of the context waiting ends it; after that, the
+// end of c's unmounts it. With --wait it then fetches the rest, as long as
+// somebody waits, and tells how that has ended.
+func (m *mounting) serve(waiting context.Context, c *cli.Context, progress image.Progress, tell func(message)) (err error) {
 	debug.SetGCPercent(gcPercent)
-	lock, err := m.session.acquire()
+	lock, err := m.session.acquireAfter(waiting, m.dir)
 	if errors.Is(err, errAlive) {
 		return fmt.Errorf("an image is mounted on %s already: peel umount %s", m.dir, m.dir)
 	}
@@ -130,7 +161,13 @@ func (m *mounting) serve(waiting context.Context, c *cli.Context, progress image
 		return errors.Join(err, srv.Unmount())
 	}
 	defer stop()
-	ready()
+	tell(message{Mounted: true})
+	if c.Bool("wait") {
+		fetching, cancel := context.WithCancel(waiting)
+		fetched := make(chan struct{})
+		go func() { defer close(fetched); tell(m.complete(fetching, img, progress)) }()
+		defer func() { cancel(); <-fetched }()
+	}
 	return m.wait(c.Context, srv)
 }
 
@@ -149,7 +186,7 @@ func (m *mounting) mount(c *cli.Context, img *image.Image) (*fs.Server, error) {
 	for i, l := range img.Layers {
 		blobs[i] = l
 	}
-	opts := fs.Options{Image: img.Reference, State: m.session.dir, ReadTimeout: c.Duration("read-timeout")}
+	opts := fs.Options{Image: img.Reference, State: m.session.dir, ReadTimeout: c.Duration("read-timeout"), NoExec: m.attrs.Attr_set&unix.MOUNT_ATTR_NOEXEC != 0}
 	if opts.Log, err = logger(c); err != nil {
 		return nil, err
 	}
@@ -165,7 +202,13 @@ func (m *mounting) mount(c *cli.Context, img *image.Image) (*fs.Server, error) {
 	srv, err := fs.Mount(m.dir, tree, blobs, opts)
 	entries = nil
 	debug.FreeOSMemory()
-	return srv, err
+	if err != nil {
+		return nil, err
+	}
+	if err := setAttributes(m.dir, m.attrs); err != nil {
+		return nil, errors.Join(err, srv.Unmount())
+	}
+	return srv, nil
 }
 
 // wait returns when the image is unmounted. At the end of the context it

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -20,6 +21,7 @@ import (
 type bar struct {
 	out      io.Writer
 	terminal bool
+	json     bool // lines of JSON, also of what is done at once
 
 	mu    sync.Mutex
 	work  map[string]map[digest.Digest]part
@@ -28,7 +30,9 @@ type bar struct {
 	drawn bool
 }
 
-type part struct{ done, total int64 }
+// part is how far the work on one blob is. What was there when it began does not
+// count for its speed.
+type part struct{ start, done, total int64 }
 
 const (
 	drawEvery  = 100 * time.Millisecond // on a terminal
@@ -37,6 +41,19 @@ const (
 
 func newBar(out *os.File) *bar {
 	return &bar{out: out, terminal: term.IsTerminal(int(out.Fd())), work: map[string]map[digest.Digest]part{}}
+}
+
+func newJSONBar(out io.Writer) *bar {
+	return &bar{out: out, json: true, work: map[string]map[digest.Digest]part{}}
+}
+
+// event tells of what has happened, where a program reads.
+func (b *bar) event(msg message) {
+	if b.json {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		_ = json.NewEncoder(b.out).Encode(msg) // who reads may have gone
+	}
 }
 
 // update notes that done of total bytes of a blob's work are done.
@@ -50,7 +67,12 @@ func (b *bar) update(work string, blob digest.Digest, done, total int64) {
 	if b.work[work] == nil {
 		b.work[work] = map[digest.Digest]part{}
 	}
-	b.work[work][blob] = part{done, total}
+	p, seen := b.work[work][blob]
+	if !seen {
+		p.start = done
+	}
+	p.done, p.total = done, total
+	b.work[work][blob] = p
 	every := plainEvery
 	if b.terminal {
 		every = drawEvery
@@ -66,9 +88,13 @@ func (b *bar) draw(now time.Time) {
 	for _, work := range slices.Sorted(maps.Keys(b.work)) {
 		var sum part
 		for _, p := range b.work[work] {
-			sum.done, sum.total = sum.done+p.done, sum.total+p.total
+			sum.start, sum.done, sum.total = sum.start+p.start, sum.done+p.done, sum.total+p.total
 		}
-		rate := float64(sum.done) / max(0.001, now.Sub(b.began).Seconds())
+		if b.json {
+			_ = json.NewEncoder(b.out).Encode(message{Work: work, Done: sum.done, Total: sum.total})
+			continue
+		}
+		rate := float64(sum.done-sum.start) / max(0.001, now.Sub(b.began).Seconds())
 		text := fmt.Sprintf("%s %d layers: %s of %s, %s/s", work, len(b.work[work]), bytesText(sum.done), bytesText(sum.total), bytesText(int64(rate)))
 		if b.terminal {
 			const width = 24
@@ -76,6 +102,9 @@ func (b *bar) draw(now time.Time) {
 			text = "[" + strings.Repeat("=", full) + strings.Repeat(" ", width-full) + "] " + text
 		}
 		texts = append(texts, text)
+	}
+	if b.json {
+		return
 	}
 	line := strings.Join(texts, "; ")
 	if b.terminal {

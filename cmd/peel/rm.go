@@ -19,10 +19,7 @@ func cacheRmCommand() *cli.Command {
 		Name:      "rm",
 		Usage:     "remove images and layers from the store",
 		ArgsUsage: "IMAGE|DIGEST...",
-		Description: "Removes images, and of their layers those that no other image in the store has; or\n" +
-			"a layer by its digest, of which the first 12 digits are enough. What is mounted is\n" +
-			"refused. What was removed is fetched anew when it is next mounted.",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "remove everything that is not in use"}},
+		Flags:     []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "remove everything that is not in use"}},
 		Action: func(c *cli.Context) error {
 			all := c.Bool("all")
 			if all && c.Args().Present() {

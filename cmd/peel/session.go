@@ -52,7 +52,9 @@ func sessions(root string) ([]session, error) {
 	}
 	var all []session
 	for _, e := range entries {
-		all = append(all, session{filepath.Join(root, "mounts", e.Name())})
+		if !strings.Contains(e.Name(), ".") { // or it is being removed
+			all = append(all, session{filepath.Join(root, "mounts", e.Name())})
+		}
 	}
 	return all, nil
 }
@@ -66,6 +68,9 @@ func (s session) acquire() (*os.File, error) {
 		return nil, err
 	}
 	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errAlive // it was removed this moment
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +81,41 @@ func (s session) acquire() (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
+	// One that has just ended may have removed the file meanwhile.
+	ours, err := f.Stat()
+	if now, err2 := os.Stat(f.Name()); err != nil || err2 != nil || !os.SameFile(ours, now) {
+		f.Close()
+		return nil, errAlive
+	}
 	return f, nil
+}
+
+// acquireAfter is acquire, but waits for a process whose mount on dir is gone:
+// it ends a moment later than umount(8) does.
+func (s session) acquireAfter(ctx context.Context, dir string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	for {
+		f, err := s.acquire()
+		if !errors.Is(err, errAlive) || isMountPoint(dir) {
+			return f, err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// endTime is how long a mount's process may take to end.
+const endTime = 5 * time.Second
+
+// isMountPoint reports whether anything is mounted on a folder.
+func isMountPoint(dir string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, 0, &st)
+	return err != nil || st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 // an error: one that nobody serves
 }
 
 var errAlive = errors.New("another peel process serves this place")
@@ -113,8 +152,14 @@ func (s session) write(i mountInfo) error {
 	return os.Rename(tmp, s.path("mount.json"))
 }
 
-// remove removes the session's folder.
-func (s session) remove() error { return os.RemoveAll(s.dir) }
+// remove removes the session's folder, which is at once another's to make.
+func (s session) remove() error {
+	gone := fmt.Sprintf("%s.%d", s.dir, os.Getpid())
+	if err := os.Rename(s.dir, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(gone)
+}
 
 // socket returns a path to the session's socket that is short enough for an
 // address, whatever the length of the root, and a file to close after use.

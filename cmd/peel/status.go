@@ -146,7 +146,11 @@ func statuses(c *cli.Context) ([]mountStatus, error) {
 		}
 		st := mountStatus{mountInfo: info, State: "dead"}
 		if s.alive() {
-			if err := s.call(c.Context, http.MethodGet, "/status", &st); err != nil {
+			err := s.call(c.Context, http.MethodGet, "/status", &st)
+			if err != nil && !isMountPoint(info.Dir) {
+				continue // unmounted, and its process about to end
+			}
+			if err != nil {
 				st.State = "not answering: " + err.Error()
 			}
 		}

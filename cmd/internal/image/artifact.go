@@ -64,7 +64,7 @@ func (p *Puller) addFrom(ctx context.Context, img *transfer.Image, a *transfer.A
 			return nil
 		}
 		if !errors.Is(err, errNone) && ctx.Err() == nil {
-			p.Log.Warn("a layer's index in the registry cannot be used", "image", img.Reference, "layer", l.Digest, "artifact", a.Digest, "error", err)
+			p.Log.Warn("a layer's attached index cannot be used", "image", img.Reference, "layer", l.Digest, "artifact", a.Digest, "error", err)
 		}
 		mu.Lock()
 		left = append(left, l)
@@ -105,7 +105,7 @@ func (p *Puller) Report(ctx context.Context, img *transfer.Image) ([]LayerReport
 	referrers, err := p.Client.Referrers(ctx, img, ArtifactType)
 	note := ""
 	if err != nil {
-		note = fmt.Sprintf(" (cannot list the registry's: %v)", err)
+		note = fmt.Sprintf(" (cannot list what is attached: %v)", err)
 	}
 	for _, r := range referrers {
 		a, err := p.Client.Artifact(ctx, img, r)
@@ -117,7 +117,7 @@ func (p *Puller) Report(ctx context.Context, img *transfer.Image) ([]LayerReport
 			r := remote[digest.Digest(b.Annotations[layerKey])]
 			switch b.MediaType {
 			case blobMediaType:
-				r.Lazy, r.Why, r.IndexBytes = true, "index in the registry, artifact "+a.Digest.String(), b.Size
+				r.Lazy, r.Why, r.IndexBytes = true, "index attached to the image, artifact "+a.Digest.String(), b.Size
 			case twinMediaType:
 				r.TwinBytes = b.Size
 			}
@@ -128,7 +128,7 @@ func (p *Puller) Report(ctx context.Context, img *transfer.Image) ([]LayerReport
 	for _, l := range img.Layers {
 		r, ok := remote[l.Digest]
 		if !ok {
-			r.Why = "no index, in the registry or here" + note + ": the first mount reads the layer whole; peel index --push makes it lazy"
+			r.Why = "no index, attached to the image or here" + note + ": the first mount reads the layer whole; peel index --push makes it lazy"
 		}
 		if err := p.reportLocal(l, &r); err != nil {
 			return nil, err

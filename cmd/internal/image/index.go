@@ -211,7 +211,7 @@ func (p *Puller) Push(ctx context.Context, img *transfer.Image, x *Indices) (dig
 
 func (t twin) open() (io.ReadCloser, error) {
 	if t.file == nil {
-		return nil, fmt.Errorf("twin %s was in the registry, and is not any more", t.digest)
+		return nil, fmt.Errorf("twin %s was attached to the image, and is not any more", t.digest)
 	}
 	return io.NopCloser(io.NewSectionReader(t.file, 0, t.size)), nil
 }

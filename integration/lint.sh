@@ -27,5 +27,5 @@ for module in . integration; do
 done
 
 cd "$root" || exit
-shellcheck integration/*.sh .ci/run || status=1
+shellcheck integration/*.sh integration/images/programs/*/*.sh .ci/run || status=1
 exit $status

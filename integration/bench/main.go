@@ -56,6 +56,7 @@ func experiments() []experiment {
 		{"first-output", firstOutput("indexed", slow, true)},
 		{"no-index", firstOutput("not indexed", slow, false)},
 		{"no-index-fast", firstOutput("not indexed, loopback", fast, false)},
+		{"containers", containers},
 		{"start", local(images.Python, start)},
 		{"tree", local(images.Files, tree)},
 		{"file", local(images.Big, file)},

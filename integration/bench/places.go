@@ -91,7 +91,7 @@ func (b *bed) places(ctx context.Context, img *images.Image) (all []place, close
 	if err := os.Mkdir(own, 0o755); err != nil {
 		return nil, nil, err
 	}
-	c, err := containerd.Start(ctx, own)
+	c, err := containerd.Start(ctx, own, containerd.Options{})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,6 +1,7 @@
 package coldstart
 
 import (
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -35,8 +36,8 @@ func TestFirstOutput(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var lines []string
-			p := Program{Args: []string{"/bin/sh", "-c", test.script}, Ready: "ready:"}
-			err := firstOutput(t.Context(), test.root, p, func(line string) { lines = append(lines, line) })
+			program := chroot(t.Context(), test.root, Program{Args: []string{"/bin/sh", "-c", test.script}})
+			err := firstOutput(program, "ready:", func(line string) { lines = append(lines, line) })
 			if (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
 				t.Errorf("got error %v, want %q", err, test.err)
 			}
@@ -47,8 +48,9 @@ func TestFirstOutput(t *testing.T) {
 	}
 }
 
-// TestAfterPull starts a program from the Python image as the demo does.
-func TestAfterPull(t *testing.T) {
+// TestPulled starts a program after a full pull, as the demo does, and in a
+// container.
+func TestPulled(t *testing.T) {
 	needRoot(t)
 	img, err := images.Python(t.Context())
 	if err != nil {
@@ -62,21 +64,34 @@ func TestAfterPull(t *testing.T) {
 	if err := r.Push(t.Context(), img, "python"); err != nil {
 		t.Fatal(err)
 	}
-	result, err := Node{Registry: r}.AfterPull(t.Context(), Program{"python", images.Program, images.Ready})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if result.Root <= 0 || result.Output <= result.Root {
-		t.Errorf("the root file system took %v, and the output %v", result.Root, result.Output)
-	}
 	size, err := img.Compressed()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if result.Received < size || result.Received > size+size/100 {
-		t.Errorf("%d bytes came over the link, want the layers' %d and few more", result.Received, size)
+	node := Node{Registry: r}
+	tests := []struct {
+		name  string
+		args  []string
+		start func(context.Context, Program) (Result, error)
+	}{
+		{"mounted", images.Program, node.AfterPull},
+		{"in a container", nil, func(ctx context.Context, p Program) (Result, error) { return node.Container(ctx, p, Overlayfs) }},
 	}
-	if result.Requests < 6 { // a manifest, a config, and four layers
-		t.Errorf("got %d requests, want at least 6", result.Requests)
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			result, err := test.start(t.Context(), Program{"python", test.args, images.Ready})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if result.Root <= 0 || result.Output <= result.Root {
+				t.Errorf("the root file system took %v, and the output %v", result.Root, result.Output)
+			}
+			if result.Received < size || result.Received > size+size/100 {
+				t.Errorf("%d bytes came over the link, want the layers' %d and few more", result.Received, size)
+			}
+			if result.Requests < 6 { // a manifest, a config, and four layers
+				t.Errorf("got %d requests, want at least 6", result.Requests)
+			}
+		})
 	}
 }

@@ -1,12 +1,12 @@
 // Package containerd runs containerd as a process of its own with an empty
-// store, to compare with.
+// store, and with the snapshotter that is to be tested or compared with.
 //
-// It knows ctr's command line and containerd's defaults, which it leaves alone
-// but for what would collide with another containerd on the machine.
+// It knows containerd's configuration and ctr's command line. Its defaults it
+// leaves alone but for what would collide with another containerd on the
+// machine. Kubernetes' interface is there too, for the package cri to use.
 package containerd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,61 +15,66 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/peelfs/peel/integration/mounts"
 	"github.com/peelfs/peel/integration/parts"
 	"github.com/peelfs/peel/integration/process"
 )
 
-// Containerd is a running containerd.
+// Containerd is a running containerd, and ctr in its default namespace.
 type Containerd struct {
-	ctr         string
-	dir         string
-	address     string
-	snapshotter string
-	process     *process.Process
-	stargz      *process.Process // nil if the snapshotter is containerd's own
+	Ctr
+	dir     string
+	process *process.Process
+	stop    func() error // what the snapshotter needs to end; may be nil
 }
 
-const config = `version = 3
-root = %q
-state = %q
-disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
-`
+// Options is how a containerd is set up. The zero value is containerd as it
+// comes, with overlayfs.
+type Options struct {
+	Snapshotter Snapshotter
+	Pause       string // the image of Kubernetes' pods; see cri.Pause
+}
 
 var booted = regexp.MustCompile("containerd successfully booted")
 
-// Start starts containerd with everything it keeps, and a log, below dir. The
-// folder must be on a file system that overlayfs can write to.
-func Start(ctx context.Context, dir string) (*Containerd, error) {
-	return start(ctx, dir, "overlayfs", "")
-}
+const closeTimeout = 30 * time.Second // for containers to be killed
 
-// start starts containerd with a snapshotter, and more configuration.
-func start(ctx context.Context, dir, snapshotter, more string) (*Containerd, error) {
+// Start starts containerd with everything it keeps, and a log, below dir. The
+// folder must be on a file system that overlayfs can write to, its path short
+// enough for a socket's, and open to others for containers in user namespaces:
+// mounts.TempDir makes such a one. An error has stopped the snapshotter too.
+func Start(ctx context.Context, dir string, opts Options) (c *Containerd, err error) {
+	defer func() {
+		if err != nil && opts.Snapshotter.Stop != nil {
+			err = errors.Join(err, opts.Snapshotter.Stop())
+		}
+	}()
 	programs, err := parts.Containerd(ctx)
 	if err != nil {
 		return nil, err
 	}
-	file := filepath.Join(dir, "config.toml")
-	text := fmt.Sprintf(config, filepath.Join(dir, "root"), filepath.Join(dir, "state")) + more
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-		return nil, err
-	}
-	address := filepath.Join(dir, "socket")
-	cmd := exec.Command(filepath.Join(programs, "containerd"), "--config", file, "--address", address)
-	cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
-	p, _, err := process.Start(ctx, cmd, filepath.Join(dir, "log"), booted)
+	file, err := writeConfig(dir, opts)
 	if err != nil {
 		return nil, err
 	}
-	return &Containerd{filepath.Join(programs, "ctr"), dir, address, snapshotter, p, nil}, nil
+	cmd := exec.Command(filepath.Join(programs, "containerd"), "--config", file)
+	cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
+	p, _, err := process.Start(ctx, cmd, filepath.Join(dir, "containerd.log"), booted)
+	if err != nil {
+		return nil, err
+	}
+	ctr := Ctr{filepath.Join(programs, "ctr"), filepath.Join(dir, "socket"), opts.Snapshotter.name(), "default"}
+	return &Containerd{ctr, dir, p, opts.Snapshotter.Stop}, nil
 }
 
-// Pull pulls an image over plain HTTP and unpacks it.
-func (c *Containerd) Pull(ctx context.Context, image string) error {
-	return c.run(ctx, "images", "pull", "--plain-http", "--snapshotter", c.snapshotter, image)
-}
+// Socket returns the path of the socket at which containerd, and its CRI
+// plugin, listen.
+func (c *Containerd) Socket() string { return c.address }
+
+// PID returns containerd's process id.
+func (c *Containerd) PID() int { return c.process.PID() }
 
 // Mount returns a directory with the unpacked file system of a pulled image,
 // writable, which is there until Close.
@@ -78,35 +83,32 @@ func (c *Containerd) Mount(ctx context.Context, image string) (root string, err 
 	if err != nil {
 		return "", err
 	}
-	return root, c.run(ctx, "images", "mount", "--rw", "--snapshotter", c.snapshotter, image, root)
+	_, err = c.Output(ctx, "images", "mount", "--rw", "--snapshotter", c.snapshotter, image, root)
+	return root, err
 }
 
 // Close stops containerd and unmounts everything below its folder, which stays.
+// Containers that run are killed.
 func (c *Containerd) Close() error {
-	err := errors.Join(c.process.Stop(), mounts.Detach(c.dir))
-	if c.stargz != nil {
-		err = errors.Join(err, c.stargz.Stop())
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	err := errors.Join(c.killAll(ctx), c.process.Stop(), mounts.Detach(c.dir))
+	if c.stop != nil {
+		err = errors.Join(err, c.stop())
 	}
 	return err
 }
 
-// Log returns what containerd, and its snapshotter, have had to say.
+// Log returns all logs in containerd's folder: its own, and its snapshotter's.
 func (c *Containerd) Log() string {
+	logs, _ := filepath.Glob(filepath.Join(c.dir, "*.log"))
 	var all strings.Builder
-	for _, name := range []string{"log", "stargz.log"} {
-		if text, err := os.ReadFile(filepath.Join(c.dir, name)); err == nil {
-			fmt.Fprintf(&all, "%s:\n%s", name, text)
+	for _, log := range logs {
+		text, err := os.ReadFile(log)
+		if err != nil {
+			text = []byte(err.Error())
 		}
+		fmt.Fprintf(&all, "%s:\n%s", log, text)
 	}
 	return all.String()
-}
-
-func (c *Containerd) run(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, c.ctr, append([]string{"--address", c.address}, args...)...)
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("ctr %s: %w\n%s", strings.Join(args, " "), err, &output)
-	}
-	return nil
 }

@@ -3,7 +3,6 @@ package images
 import (
 	"bytes"
 	"context"
-	_ "embed"
 	"fmt"
 	"io"
 	"os"
@@ -15,60 +14,67 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-//go:embed app.py
-var app []byte
+// searchPath is where the shells of all images look for programs.
+const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Program is the command in the Python image that a container would run. It
-// prints Ready, and more on the same line, as soon as it can serve.
-var Program = []string{"/usr/bin/python3", "/app/main.py"}
-
-// Ready is how the first line of Program's output starts.
-const Ready = "ready:"
-
-// Python returns an image of Debian, of the machine's own release, in four
-// layers: the base system, Python, two large libraries, and a small program
-// that also leaves in the file system what is rare in packages.
-func Python(ctx context.Context) (*Image, error) {
-	config := v1.Config{Entrypoint: Program, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}}
-	return cached("python", config, func(scratch string) ([]v1.Layer, error) {
-		return debian(ctx, scratch,
-			install("python3"),
-			install("python3-django", "python3-numpy"),
-			addOddities,
-		)
+// Debian returns an image of one layer: a minimal system of Debian, of the
+// machine's own release. It is the base of the others.
+func Debian(ctx context.Context) (*Image, error) {
+	return cached("debian", v1.Config{Cmd: []string{"bash"}, Env: []string{searchPath}}, func(scratch string) ([]v1.Layer, error) {
+		tar := filepath.Join(scratch, "base.tar")
+		if err := bootstrap(ctx, scratch, tar); err != nil {
+			return nil, err
+		}
+		return compress(scratch, func(w io.Writer) error { return copyFile(w, tar) })
 	})
 }
 
-// change changes the root file system below root.
-type change func(ctx context.Context, root string) error
-
-// debian builds the base system and one layer on top for each change.
-func debian(ctx context.Context, scratch string, changes ...change) ([]v1.Layer, error) {
-	base := filepath.Join(scratch, "base.tar")
-	if err := bootstrap(ctx, scratch, base); err != nil {
+// onDebian returns an image of the base and one layer on top for each change.
+func onDebian(ctx context.Context, name string, program []string, changes ...change) (*Image, error) {
+	base, err := Debian(ctx)
+	if err != nil {
 		return nil, err
 	}
-	lower := filepath.Join(scratch, "base")
-	if err := os.Mkdir(lower, 0o755); err != nil {
+	layers, err := base.Layers()
+	if err != nil {
 		return nil, err
 	}
-	if err := run(ctx, nil, "tar", "-C", lower, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf", base); err != nil {
-		return nil, err
-	}
-	fills := []func(io.Writer) error{func(w io.Writer) error { return copyFile(w, base) }}
-	lowers := []string{lower}
-	for i, c := range changes {
-		upper, err := overlay(ctx, filepath.Join(scratch, fmt.Sprint("change", i+1)), lowers, c)
-		if err != nil {
+	config := v1.Config{Entrypoint: program, Env: []string{searchPath}}
+	return cached(name, config, func(scratch string) ([]v1.Layer, error) {
+		lower := filepath.Join(scratch, "base")
+		if err := unpack(ctx, layers[0], lower); err != nil {
 			return nil, err
 		}
-		lowers = append(lowers, upper)
-		fills = append(fills, func(w io.Writer) error { return writeDiff(w, upper) })
-	}
-	return compress(scratch, fills)
+		lowers := []string{lower}
+		var fills []func(io.Writer) error
+		for i, c := range changes {
+			upper, err := overlay(ctx, filepath.Join(scratch, fmt.Sprint("change", i+1)), lowers, c)
+			if err != nil {
+				return nil, err
+			}
+			lowers = append(lowers, upper)
+			fills = append(fills, func(w io.Writer) error { return writeDiff(w, upper) })
+		}
+		changed, err := compress(scratch, fills...)
+		return append(layers, changed...), err
+	})
 }
 
-func compress(scratch string, fills []func(io.Writer) error) ([]v1.Layer, error) {
+// unpack unpacks a layer into a new directory.
+func unpack(ctx context.Context, l v1.Layer, dir string) error {
+	tar, err := l.Uncompressed()
+	if err != nil {
+		return err
+	}
+	defer tar.Close()
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	return run(ctx, tar, nil, "tar", "-C", dir, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-xp")
+}
+
+// compress makes a layer of each tar.
+func compress(scratch string, fills ...func(io.Writer) error) ([]v1.Layer, error) {
 	layers := make([]v1.Layer, len(fills))
 	var all errgroup.Group
 	for i, fill := range fills {
@@ -122,38 +128,7 @@ func bootstrap(ctx context.Context, scratch, target string) error {
 	if err := os.WriteFile(filepath.Join(scratch, "apt.conf"), conf, 0o644); err != nil {
 		return err
 	}
-	return run(ctx, nil, "mmdebstrap", args...)
-}
-
-// install returns the change that installing packages makes. It uses the apt of
-// this machine, so it needs nothing in the image, and leaves no lists there.
-func install(packages ...string) change {
-	return func(ctx context.Context, root string) error {
-		args := []string{"-o", "Dir=" + root, "-o", "DPkg::Chroot-Directory=" + root,
-			"-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "--yes"}
-		apt := func(more ...string) error {
-			env := []string{"DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8"}
-			return run(ctx, env, "apt-get", append(args[:len(args):len(args)], more...)...)
-		}
-		if err := apt("update"); err != nil {
-			return err
-		}
-		if err := apt(append([]string{"install", "--no-install-recommends"}, packages...)...); err != nil {
-			return err
-		}
-		for _, trash := range []string{"var/lib/apt/lists/*", "var/cache/apt/*", "var/log/apt", "var/log/*.log"} {
-			paths, err := filepath.Glob(filepath.Join(root, trash))
-			if err != nil {
-				return err
-			}
-			for _, p := range paths {
-				if err := os.RemoveAll(p); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	}
+	return run(ctx, nil, nil, "mmdebstrap", args...)
 }
 
 func copyFile(w io.Writer, path string) error {
@@ -168,8 +143,9 @@ func copyFile(w io.Writer, path string) error {
 
 // run runs a command to its end, with env added to this process's environment.
 // Its output is part of the error, if there is one.
-func run(ctx context.Context, env []string, name string, args ...string) error {
+func run(ctx context.Context, stdin io.Reader, env []string, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin = stdin
 	cmd.Env = append(os.Environ(), env...)
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output

@@ -68,7 +68,7 @@ func (i *Image) Uncompressed() (size int64, err error) {
 
 // version is part of every image's name in the cache, so that a change to the
 // code that makes images makes them anew.
-const version = "1"
+const version = "2"
 
 // cached returns the image of that name, calling make for its layers if the
 // cache has none. The layers are written below a scratch folder.

@@ -84,6 +84,80 @@ func TestPythonImage(t *testing.T) {
 	}
 }
 
+// TestImagesShareTheirBase makes the smallest of the other images of programs.
+func TestImagesShareTheirBase(t *testing.T) {
+	needRoot(t)
+	base, err := Debian(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := base.Layers()
+	if err != nil || len(want) != 1 {
+		t.Fatalf("the base has %d layers, %v, want 1", len(want), err)
+	}
+	digest, _ := want[0].Digest()
+	for _, make := range []func(context.Context) (*Image, error){Python, Nginx} {
+		img, err := make(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		manifest, err := img.Manifest()
+		if err != nil || manifest.Layers[0].Digest != digest {
+			t.Errorf("%s has not the layers of the base, %v", img.Name, err)
+		}
+	}
+}
+
+func TestNginxImage(t *testing.T) {
+	needRoot(t)
+	img, err := Nginx(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := img.Layers()
+	if err != nil || len(layers) != 3 {
+		t.Fatalf("got %d layers, %v, want 3", len(layers), err)
+	}
+	contents, err := layers[1].Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer contents.Close()
+	got := list(t, contents)
+	if want := "0 usr/sbin/nginx"; !slices.Contains(got, want) {
+		t.Errorf("there is no %q", want)
+	}
+	for _, name := range got {
+		if strings.Contains(name, "policy-rc.d") || strings.Contains(name, " proc/") {
+			t.Errorf("installing left %q", name)
+		}
+	}
+}
+
+func TestChanges(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	all := together(app("gcc"), file("note", "text"), func(_ context.Context, root string) error {
+		return remove(root, "app/*.c")
+	})
+	if err := all(t.Context(), root); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Join(root, "app/main.sh")); err != nil || info.Mode() != 0o755 {
+		t.Errorf("the program is %v, %v", info, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "app/main.c")); !os.IsNotExist(err) {
+		t.Errorf("what was removed is there (%v)", err)
+	}
+	failed := together(app("no such program"), file("late", ""))
+	if err := failed(t.Context(), root); err == nil || !strings.Contains(err.Error(), "no such program") {
+		t.Errorf("got error %v, want one that names the program", err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "late")); !os.IsNotExist(err) {
+		t.Errorf("a change was made after one that failed (%v)", err)
+	}
+}
+
 func TestOverlayDiff(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()

@@ -15,8 +15,8 @@ import (
 // version 2 with the effective bit, permitted set 1<<13 (linux/capability.h).
 const capNetRaw = "\x01\x00\x00\x02\x00\x20\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00"
 
-// addOddities adds the program of the Python image, and one of everything that
-// a layer can hold or do to the layers below.
+// addOddities adds one of everything that a layer can hold or do to the layers
+// below.
 func addOddities(_ context.Context, root string) error {
 	at := func(name string) string { return filepath.Join(root, name) }
 	long := strings.Repeat("long-name-", 25) // of the 255 bytes that a name may have
@@ -25,9 +25,6 @@ func addOddities(_ context.Context, root string) error {
 	future := time.Date(2100, 1, 1, 0, 0, 0, 1, time.UTC)
 
 	return errors.Join(
-		os.MkdirAll(at("app"), 0o755),
-		os.WriteFile(at("app/main.py"), app, 0o644),
-
 		// Deleted, replaced by an opaque directory, and replaced by another type.
 		os.RemoveAll(at("usr/share/doc")),
 		os.Remove(at("etc/motd")),

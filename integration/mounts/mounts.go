@@ -112,6 +112,10 @@ func TempDir() (dir string, remove func() error, err error) {
 	if err != nil {
 		return "", nil, err
 	}
+	// The root of a user namespace is nobody here, and may have to get through.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return "", nil, err
+	}
 	return dir, func() error {
 		// Never delete through a mount that would not go.
 		if err := Detach(dir); err != nil {

@@ -38,11 +38,11 @@ func Registry(ctx context.Context) (string, error) {
 }
 
 // Containerd returns a folder with containerd, ctr and containerd-shim-runc-v2.
-// It is containerd without its CRI plugin and without the snapshotters that
-// need a file system of their own, which nothing here uses.
+// It is containerd without the snapshotters that need a file system of their
+// own, which nothing here uses.
 func Containerd(ctx context.Context) (dir string, err error) {
 	const module = "github.com/containerd/containerd/v2"
-	return build(ctx, module, "no_cri,no_btrfs,no_devmapper,no_zfs", "containerd", "ctr", "containerd-shim-runc-v2")
+	return build(ctx, module, "no_btrfs,no_devmapper,no_zfs", "containerd", "ctr", "containerd-shim-runc-v2")
 }
 
 // Own builds a command of this folder, as "bench/load", into dir, and returns
@@ -65,6 +65,9 @@ func build(ctx context.Context, module, tags string, commands ...string) (dir st
 		return "", err
 	}
 	name := fmt.Sprintf("bin/%s-%s-%s", commands[0], version, runtime.Version())
+	if tags != "" {
+		name += "-" + strings.ReplaceAll(tags, ",", "-")
+	}
 	return cache.Dir(name, func(dir string) error {
 		args := []string{"build", "-trimpath", "-ldflags=-s -w", "-tags=" + tags, "-o", dir + "/"}
 		for _, c := range commands {

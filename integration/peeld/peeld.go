@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 
+	"github.com/peelfs/peel/integration/containerd"
 	"github.com/peelfs/peel/integration/mounts"
 	"github.com/peelfs/peel/integration/parts"
 	"github.com/peelfs/peel/integration/process"
@@ -62,6 +63,13 @@ func (d *Daemon) command(more ...string) *exec.Cmd {
 func (d *Daemon) ContainerdConfig() (string, error) {
 	out, err := d.command("config", "containerd").Output()
 	return string(out), err
+}
+
+// Snapshotter is the daemon as containerd uses it, with the configuration that
+// peeld itself prints. It ends with containerd.
+func (d *Daemon) Snapshotter() (containerd.Snapshotter, error) {
+	text, err := d.ContainerdConfig()
+	return containerd.Snapshotter{Name: "peel", Text: text, Stop: d.Close}, err
 }
 
 // PID returns the daemon's process id.

@@ -35,6 +35,7 @@ storage:
   filesystem: {rootdirectory: %q}
   cache: {blobdescriptor: inmemory}
   delete: {enabled: true}
+validation: {manifests: {urls: {allow: ["^http://127\\.0\\.0\\.1:"]}}}
 http: {addr: %q}
 `
 

@@ -50,7 +50,10 @@ func (l *Layer) Verify(ctx context.Context) error {
 	}
 	l.verified = true
 	l.store.log.Info("layer complete and verified", "layer", l.id.Blob, "bytes", l.Size(), "took", time.Since(start).Round(time.Millisecond))
-	return l.store.meta.setVerified(l.id.Blob)
+	if err := l.store.meta.setVerified(l.id.Blob); !l.store.full.noted(err) {
+		return err
+	}
+	return nil // it is verified again when it is opened next
 }
 
 // reject drops a layer that is not what the image says, so that it is fetched
@@ -76,8 +79,9 @@ func (l *Layer) fetchWhole(src Blob) error {
 		return err
 	}
 	defer body.Close()
-	if _, err := format.Build(l.ctx, l.id, body, format.Options{Flat: l.flat}); err != nil {
-		return err
+	_, err = format.Build(l.ctx, l.id, body, format.Options{Flat: l.flat})
+	if l.store.full.noted(err); err != nil {
+		return asFull(err)
 	}
 	l.present.blocks.set(0, l.blocks())
 	l.present.spans.set(0, 1)

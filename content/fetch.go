@@ -6,33 +6,41 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sort"
 	"sync"
 
 	"github.com/peelfs/peel/content/format"
-	"github.com/peelfs/peel/content/index"
 )
 
 // flight is the fetch of one span. Whoever needs the span waits for it.
 type flight struct {
-	done   chan struct{} // closed when err is set
+	span   int
+	done   chan struct{} // closed when err and tar are set
 	err    error
+	tar    []byte        // of the span, if the disk had no room for it
 	wanted chan struct{} // closed when somebody waits, and not only read-ahead
 	once   sync.Once     // closes wanted
 }
 
-func newFlight() *flight {
-	return &flight{done: make(chan struct{}), wanted: make(chan struct{})}
+func newFlight(span int) *flight {
+	return &flight{span: span, done: make(chan struct{}), wanted: make(chan struct{})}
 }
 
 func (f *flight) want() { f.once.Do(func() { close(f.wanted) }) }
 
-// ensure waits until the n bytes at off are present. It fetches the spans that
-// are missing and that nobody is fetching yet, neighbours in one request.
-func (l *Layer) ensure(ctx context.Context, off, n int64) error {
+// ensure waits until the n bytes at off are present. It takes files that other
+// layers have, and fetches the spans that are then missing and that nobody is
+// fetching yet, neighbours in one request. Spans that the disk has no room for
+// it returns, each its tar.
+func (l *Layer) ensure(ctx context.Context, off, n int64) (spare map[int][]byte, err error) {
 	for {
-		if _, ok := l.Local(off, n); ok {
-			return nil
+		if _, ok := l.Local(off, n); ok || l.spared(off, n, spare) {
+			return spare, nil
+		}
+		if l.borrow(ctx, off, n) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
 		l.store.demand.begin() // before anything is fetched ahead
 		flights, err := l.claim(off, n)
@@ -40,13 +48,35 @@ func (l *Layer) ensure(ctx context.Context, off, n int64) error {
 			err = waitAll(ctx, flights)
 		}
 		l.store.demand.end()
-		if err == nil && len(flights) == 0 {
+		if err != nil {
+			return nil, err
+		}
+		if len(flights) == 0 {
 			l.settle(off, n)
 		}
-		if err != nil {
-			return err
+		for _, f := range flights {
+			if f.tar != nil {
+				if spare == nil {
+					spare = map[int][]byte{}
+				}
+				spare[f.span] = f.tar
+			}
 		}
 	}
+}
+
+// spared reports whether every span that is missing for the n bytes at off is
+// in spare.
+func (l *Layer) spared(off, n int64, spare map[int][]byte) bool {
+	if len(spare) == 0 {
+		return false
+	}
+	for i, hi := l.missing(off, n); i < hi; i++ {
+		if spare[i] == nil && !l.present.spans.has(i) {
+			return false
+		}
+	}
+	return true
 }
 
 // settle makes the blocks present of spans that are: a process may have been
@@ -83,17 +113,19 @@ func (l *Layer) claim(off, n int64) ([]*flight, error) {
 		return nil, l.bad
 	}
 	if l.src == nil {
-		return nil, fmt.Errorf("%d spans are not here and there is no registry to fetch them from", hi-lo)
+		return nil, errNoSource
 	}
 	flights := l.startRuns(lo, hi, l.fetch)
 	for _, f := range flights {
 		f.want()
 	}
-	if ahead := l.streams.ahead(lo, hi); ahead > 0 && len(l.spans) > 0 {
+	if ahead := l.streams.ahead(lo, hi); ahead > 0 && len(l.spans) > 0 && !l.store.full.now.Load() {
 		l.startRuns(hi, min(hi+ahead, len(l.spans)), l.fetchAhead)
 	}
 	return flights, nil
 }
+
+var errNoSource = errors.New("it is not here and there is no registry to fetch it from")
 
 // startRuns starts a fetch for each run of spans in [lo, hi) that are missing
 // and not on their way. It returns the flights of all that are missing. l.mu is
@@ -116,7 +148,12 @@ func (l *Layer) startRuns(lo, hi int, fetch func(first, end int)) (flights []*fl
 			flush(i)
 			continue
 		default:
-			f = newFlight()
+			f = newFlight(i)
+			if f.tar = l.store.spare.get(l, i); f.tar != nil {
+				flush(i)
+				close(f.done)
+				break
+			}
 			l.flying[i] = f
 			if first < 0 {
 				first = i
@@ -142,33 +179,6 @@ func (l *Layer) fetchAhead(first, end int) {
 	l.fetch(first, end)
 }
 
-// missing returns the spans [lo, hi) that hold what is missing of the n bytes
-// at off.
-func (l *Layer) missing(off, n int64) (lo, hi int) {
-	if len(l.spans) == 0 {
-		return 0, 1
-	}
-	first, last := int(off/index.BlockSize), int((off+n-1)/index.BlockSize)
-	for first < last && l.present.blocks.has(first) {
-		first++
-	}
-	for last > first && l.present.blocks.has(last) {
-		last--
-	}
-	from, to := l.runs.tarRange(int64(first)*index.BlockSize, int64(last+1)*index.BlockSize)
-	return l.spansOf(from, to)
-}
-
-// spansOf returns the spans [lo, hi) that hold the range [from, to) of the tar.
-func (l *Layer) spansOf(from, to int64) (lo, hi int) {
-	if from >= to {
-		return 0, 0
-	}
-	lo = sort.Search(len(l.spans), func(i int) bool { return l.spans[i].TarOff+l.spans[i].TarLen > from })
-	hi = sort.Search(len(l.spans), func(i int) bool { return l.spans[i].TarOff >= to })
-	return lo, hi
-}
-
 // land ends the flight of a span.
 func (l *Layer) land(i int, err error) {
 	l.mu.Lock()
@@ -189,13 +199,13 @@ func (l *Layer) fetch(lo, hi int) {
 	if err == nil {
 		defer unlock()
 		for i := lo; i < hi && err == nil; {
-			if l.present.spans.has(i) {
+			if l.present.spans.has(i) || l.fill(i) {
 				l.land(i, nil)
 				i, lo = i+1, i+1
 				continue
 			}
 			end := i + 1
-			for end < hi && !l.present.spans.has(end) {
+			for end < hi && !l.present.spans.has(end) && !l.fill(end) {
 				end++
 			}
 			lo, err = l.fetchRun(i, end)
@@ -207,6 +217,8 @@ func (l *Layer) fetch(lo, hi int) {
 	}
 	if err == nil && l.complete() {
 		l.completed()
+	} else if err == nil {
+		l.finishAll()
 	}
 }
 
@@ -237,6 +249,9 @@ func (l *Layer) fetchRun(lo, hi int) (int, error) {
 	l.mu.Lock()
 	src := l.src
 	l.mu.Unlock()
+	if src == nil {
+		return lo, errNoSource
+	}
 	if len(l.spans) == 0 {
 		err := l.fetchWhole(src)
 		if err == nil {
@@ -320,74 +335,28 @@ func (l *Layer) receive(r *blobReader, i int) error {
 	if err != nil {
 		return err
 	}
-	defer l.store.tars.put(tar)
-	if err := l.write(s, tar); err != nil {
+	l.stats.fetched.Add(1)
+	err = l.write(i, tar)
+	if l.store.full.noted(err) {
+		l.keep(i, tar)
+		return nil
+	}
+	l.store.tars.put(tar)
+	if err != nil {
 		return fmt.Errorf("keep span %d: %w", i, err)
 	}
 	l.mark(i)
-	l.stats.fetched.Add(1)
 	return nil
 }
 
-// write puts the files' data of a span into the flat blob.
-func (l *Layer) write(s *index.Span, tar []byte) error {
-	buf := l.store.flats.get(s.TarLen)[:0]
-	defer func() { l.store.flats.put(buf) }()
-	var at int64 // of buf in the flat blob
-	end := s.TarOff + s.TarLen
-	for i := l.runs.afterTar(s.TarOff); i < l.runs.len(); i++ {
-		x := l.runs.at(i)
-		if x.tar >= end {
-			break
-		}
-		from, to := max(x.tar, s.TarOff), min(x.tar+x.len, end)
-		off := x.flat + from - x.tar
-		if gap := off - at - int64(len(buf)); len(buf) > 0 && gap < index.BlockSize {
-			buf = append(buf, make([]byte, gap)...)
-		} else {
-			if _, err := l.flat.WriteAt(buf, at); err != nil {
-				return err
-			}
-			buf, at = buf[:0], off
-		}
-		buf = append(buf, tar[from-s.TarOff:to-s.TarOff]...)
+// keep gives a span that the disk has no room for to those who wait for it.
+func (l *Layer) keep(i int, tar []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f := l.flying[i]; f != nil {
+		f.tar = tar
+		l.store.spare.put(l, i, tar)
 	}
-	_, err := l.flat.WriteAt(buf, at)
-	return err
-}
-
-// mark makes a span present, and with it every block whose data is now all
-// there. Of two processes that finish neighbours at once, both have set their
-// span before either looks at the block that they share.
-func (l *Layer) mark(i int) {
-	s := &l.spans[i]
-	l.present.spans.set(i, i+1)
-	end := s.TarOff + s.TarLen
-	for r := l.runs.afterTar(s.TarOff); r < l.runs.len(); r++ {
-		x := l.runs.at(r)
-		if x.tar >= end {
-			break
-		}
-		from := x.flat + max(x.tar, s.TarOff) - x.tar
-		to := x.flat + min(x.tar+x.len, end) - x.tar
-		lo, hi := int(from/index.BlockSize), int(index.Align(to)/index.BlockSize)
-		if hi-lo > 2 {
-			l.present.blocks.set(lo+1, hi-1)
-		}
-		for _, b := range []int{lo, hi - 1} {
-			if l.whole(b) {
-				l.present.blocks.set(b, b+1)
-			}
-		}
-	}
-	l.dirty.Store(true)
-}
-
-// whole reports whether every span is present that has data of the block.
-func (l *Layer) whole(block int) bool {
-	from, to := l.runs.tarRange(int64(block)*index.BlockSize, int64(block+1)*index.BlockSize)
-	lo, hi := l.spansOf(from, to)
-	return l.present.spans.hasAll(lo, hi)
 }
 
 // blobReader reads ranges of a blob, in order, out of its body. Neighbouring

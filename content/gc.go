@@ -1,7 +1,7 @@
 package content
 
 import (
-	"encoding/binary"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -102,7 +102,7 @@ func (s *Store) look(i *LayerInfo) (err error) {
 		return err
 	}
 	dir := s.layerDir(i.Blob)
-	for _, name := range []string{"index", "runs", "flat", "map"} {
+	for _, name := range []string{"index", "runs", "files", "flat", "map"} {
 		st, err := os.Stat(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -148,14 +148,11 @@ func (s *Store) peek(id digest.Digest) (*presence, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(mem) < mapHeader {
+	spans, blocks, err := mapCounts(bytes.NewReader(mem))
+	if err != nil {
 		return nil, nil
 	}
-	spans, blocks := binary.LittleEndian.Uint64(mem[24:]), binary.LittleEndian.Uint64(mem[32:])
-	if most := uint64(len(mem)) * 8; spans > most || blocks > most {
-		return nil, nil
-	}
-	p, err := viewMap(mem, int(spans), int(blocks))
+	p, err := viewMap(mem, spans, blocks)
 	if err != nil {
 		return nil, nil
 	}

@@ -22,7 +22,7 @@ func imageKey(ref, platform string) string { return platform + " " + ref }
 
 // PutImage remembers an image.
 func (s *Store) PutImage(i Image) error {
-	return s.meta.put(bucketImages, imageKey(i.Ref, i.Platform), i)
+	return asFull(s.meta.put(bucketImages, imageKey(i.Ref, i.Platform), i))
 }
 
 // Image returns what was last remembered of a reference; found is false if

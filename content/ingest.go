@@ -22,7 +22,18 @@ const builtHere = "built here"
 // nothing of its data is present yet. from says where the index is from. An
 // index that the store has already stays as it is.
 func (s *Store) AddIndex(ctx context.Context, id format.Layer, raw []byte, from string) error {
+	return s.AddIndexFrom(ctx, id, from, func() ([]byte, error) { return raw, nil })
+}
+
+// AddIndexFrom is AddIndex of an index that has still to be fetched. fetch is
+// called only if the store does not have one; of several processes that add a
+// layer's index, one fetches it.
+func (s *Store) AddIndexFrom(ctx context.Context, id format.Layer, from string, fetch func() ([]byte, error)) error {
 	return s.make(ctx, id, func(dir string) ([]byte, string, error) {
+		raw, err := fetch()
+		if err != nil {
+			return nil, "", err
+		}
 		f, err := index.Open(bytes.NewReader(raw), int64(len(raw)))
 		if err != nil {
 			return nil, "", err
@@ -106,7 +117,8 @@ func (c *counted) add(n int) {
 // make makes a layer's directory: fill writes the flat blob into a new one and
 // returns the index. Nothing is seen of it before it is whole; what a killed
 // process has left is removed by the next one.
-func (s *Store) make(ctx context.Context, id format.Layer, fill func(dir string) (raw []byte, from string, err error)) error {
+func (s *Store) make(ctx context.Context, id format.Layer, fill func(dir string) (raw []byte, from string, err error)) (err error) {
+	defer func() { err = asFull(err) }()
 	unlock, err := s.lockLayer(ctx, id.Blob)
 	if err != nil {
 		return err
@@ -147,6 +159,14 @@ func (s *Store) install(id format.Layer, dir string, raw []byte, from string) er
 	if err != nil {
 		return err
 	}
+	digests, err := f.Digests()
+	if err != nil {
+		return err
+	}
+	files, err := encodeFiles(entries, digests)
+	if err != nil {
+		return err
+	}
 	table := encodeRuns(entries)
 	mem, err := newMap(spanCount(spans), int(f.FlatSize/index.BlockSize))
 	if err != nil {
@@ -165,7 +185,7 @@ func (s *Store) install(id format.Layer, dir string, raw []byte, from string) er
 	if err := os.Truncate(filepath.Join(dir, "flat"), f.FlatSize); err != nil {
 		return err
 	}
-	for name, b := range map[string][]byte{"index": raw, "runs": table, "map": mem} {
+	for name, b := range map[string][]byte{"index": raw, "runs": table, "files": files, "map": mem} {
 		if err := writeSynced(filepath.Join(dir, name), b); err != nil {
 			return err
 		}

@@ -28,6 +28,7 @@ type Layer struct {
 	file    *os.File // the serialised index
 	spans   []index.Span
 	runs    runs
+	files   fileTable
 	flat    *os.File
 	present *presence
 	locks   *os.File // its bytes stand for spans, to lock them between processes
@@ -39,8 +40,9 @@ type Layer struct {
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
-	src     Blob            // that the spans are of
-	flying  map[int]*flight // spans that are being fetched
+	src     Blob              // that the spans are of
+	flying  map[int]*flight   // spans that are being fetched
+	taking  map[int64]*taking // files that are on their way from other layers, by place
 	streams streams
 	bad     error // set once the layer has proved to be another than promised
 
@@ -63,11 +65,12 @@ type LayerStats struct {
 	Fetched    int64 // spans fetched by this process
 	Refetched  int64 // of these, spans whose first bytes were not what the index says
 	Complete   bool
+	Deduped    int64 // bytes of files that this process took from other layers
 	BlobBytes  int64 // as the registry has it
 	IndexBytes int64
 }
 
-type layerStats struct{ fetched, refetched atomic.Int64 }
+type layerStats struct{ fetched, refetched, deduped atomic.Int64 }
 
 // spanCount is the number of spans that the map knows: a layer that can only
 // be fetched whole counts as one.
@@ -84,7 +87,7 @@ func (s *Store) openLayer(id format.Layer) (l *Layer, err error) {
 			err = errors.Join(err, use.Close())
 		}
 	}()
-	l = &Layer{store: s, id: id, dir: s.layerDir(id.Blob), use: use, refs: 1, flying: map[int]*flight{}}
+	l = &Layer{store: s, id: id, dir: s.layerDir(id.Blob), use: use, refs: 1, flying: map[int]*flight{}, taking: map[int64]*taking{}}
 	var rec layerRecord
 	if found, err := s.meta.get(bucketLayers, id.Blob.String(), &rec); err != nil {
 		return nil, err
@@ -108,6 +111,7 @@ func (s *Store) openLayer(id format.Layer) (l *Layer, err error) {
 	if !l.verified && l.complete() {
 		l.completed() // a process ended before it was done
 	}
+	l.finishAll()
 	return l, nil
 }
 
@@ -126,6 +130,9 @@ func (l *Layer) openFiles(indexDigest digest.Digest) (err error) {
 		return err
 	}
 	if l.runs, err = openRuns(filepath.Join(l.dir, "runs")); err != nil {
+		return err
+	}
+	if l.files, err = openFileTable(filepath.Join(l.dir, "files"), l.index.FlatSize); err != nil {
 		return err
 	}
 	if l.flat, err = os.OpenFile(filepath.Join(l.dir, "flat"), os.O_RDWR, 0); err != nil {
@@ -222,7 +229,7 @@ func (l *Layer) closeFiles() error {
 	if l.present != nil {
 		errs = append(errs, l.present.close())
 	}
-	return errors.Join(append(errs, l.runs.close())...)
+	return errors.Join(append(errs, l.runs.close(), l.files.close())...)
 }
 
 // setSource replaces where missing data comes from.
@@ -266,7 +273,7 @@ func (l *Layer) Stats() LayerStats {
 		Blob: l.id.Blob, Format: l.index.Format.String(), Bytes: l.Size(), Spans: len(l.spans),
 		Present: int64(l.present.blocks.count()) * index.BlockSize, SpansHere: l.present.spans.count(),
 		Fetched: l.stats.fetched.Load(), Refetched: l.stats.refetched.Load(),
-		Complete: l.complete(), BlobBytes: l.id.Size,
+		Deduped: l.stats.deduped.Load(), Complete: l.complete(), BlobBytes: l.id.Size,
 	}
 	if fi, err := l.file.Stat(); err == nil {
 		st.IndexBytes = fi.Size()
@@ -296,10 +303,14 @@ func (l *Layer) ReadAtContext(ctx context.Context, p []byte, off int64) (int, er
 	if n <= 0 {
 		return 0, io.EOF
 	}
-	if err := l.ensure(ctx, off, n); err != nil {
+	spare, err := l.ensure(ctx, off, n)
+	if err != nil {
 		return 0, fmt.Errorf("read %d bytes at %d of layer %s: %w", n, off, l.id.Blob, err)
 	}
 	got, err := l.flat.ReadAt(p[:n], off)
+	for span, tar := range spare {
+		l.overlay(p[:got], off, span, tar)
+	}
 	if err == nil && got < len(p) {
 		err = io.EOF
 	}
@@ -322,6 +333,9 @@ func (l *Layer) sync() error {
 	}
 	if err != nil {
 		l.dirty.Store(true)
+		if l.store.full.noted(err) {
+			return nil // it is tried again
+		}
 		return fmt.Errorf("sync layer %s: %w", l.id.Blob, err)
 	}
 	return nil

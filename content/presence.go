@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"math/bits"
 	"os"
 	"strings"
@@ -107,6 +108,23 @@ func newMap(spans, blocks int) ([]byte, error) {
 	binary.LittleEndian.PutUint64(mem[32:], uint64(blocks))
 	return mem, nil
 }
+
+// mapCounts reads from a map's header how many spans and blocks it is of.
+func mapCounts(r io.ReaderAt) (spans, blocks int, err error) {
+	var b [mapHeader]byte
+	if _, err := r.ReadAt(b[:], 0); err != nil {
+		return 0, 0, fmt.Errorf("read the header of a map: %w", err)
+	}
+	s, n := binary.LittleEndian.Uint64(b[24:]), binary.LittleEndian.Uint64(b[32:])
+	if s > maxBits || n > maxBits {
+		return 0, 0, fmt.Errorf("%w: a map of %d spans and %d blocks", errDamaged, s, n)
+	}
+	return int(s), int(n), nil
+}
+
+// maxBits is more than there can be in a map; that it has so many its length
+// must show.
+const maxBits = 1 << 40
 
 // viewMap finds the sets in the bytes of a map.
 func viewMap(mem []byte, spans, blocks int) (*presence, error) {

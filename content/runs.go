@@ -14,6 +14,11 @@ import (
 // blob. Runs are in order in both.
 type run struct{ tar, flat, len int64 }
 
+// blocks returns the blocks of the flat blob that have data of the run.
+func (x run) blocks() (lo, hi int) {
+	return int(x.flat / index.BlockSize), int(index.Align(x.flat+x.len) / index.BlockSize)
+}
+
 const runSize = 24 // bytes: three little-endian 64-bit numbers
 
 // runs is the table of a layer's runs. It follows from the index, but as a

@@ -3,12 +3,14 @@
 //
 // A byte comes in through a Blob, which is a layer as the registry has it, and
 // goes out through Layer.ReadAtContext. What is present is never fetched
-// again, over restarts too, and by several processes at once on one store.
+// again, over restarts too, and by several processes at once on one store; nor
+// is a file that another layer of the store has.
 // The package does not know registries, or how files are shown.
 //
 //	ROOT/peel.db                 what is known of layers and images (bbolt)
 //	ROOT/layers/HEX/index        the serialised index
 //	ROOT/layers/HEX/runs         where the files' data is, of the tar in the flat blob
+//	ROOT/layers/HEX/files        the files by digest, for other layers to find
 //	ROOT/layers/HEX/flat         the flat blob, sparse
 //	ROOT/layers/HEX/map          what of it is present
 //	ROOT/locks/HEX               locked while the layer is made, open or removed
@@ -24,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -68,6 +71,10 @@ type Store struct {
 
 	tars, flats buffers // memory for one span each
 	demand      gauge   // reads that wait for a fetch
+	donors      donors
+	noClone     atomic.Bool // the file system cannot make files share blocks
+	full        fullness
+	spare       spare // what the disk has no room for
 }
 
 // Open opens the store in root, and makes it if there is none.
@@ -81,12 +88,14 @@ func Open(root string, o Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.Default()
 	}
+	s.donors.dir = filepath.Join(root, "layers")
+	s.full.log, s.full.root = s.log, root
 	if o.SyncInterval == 0 {
 		o.SyncInterval = 5 * time.Second
 	}
 	var err error
 	if s.meta, err = openMeta(filepath.Join(root, "peel.db")); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", root, err)
+		return nil, fmt.Errorf("open store %s: %w", root, asFull(err))
 	}
 	if err := s.sweep(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", root, err)
@@ -108,7 +117,7 @@ func (s *Store) Close() error {
 	for _, l := range open {
 		errs = append(errs, l.close())
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.donors.close())...)
 }
 
 // sweep removes what killed processes have left of layers that they were
@@ -147,7 +156,7 @@ func (s *Store) layerDir(id digest.Digest) string {
 func (s *Store) TempFile() (*os.File, error) {
 	f, err := os.CreateTemp(filepath.Join(s.root, "tmp"), "")
 	if err != nil {
-		return nil, fmt.Errorf("make a temporary file: %w", err)
+		return nil, fmt.Errorf("make a temporary file: %w", asFull(err))
 	}
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -215,5 +224,7 @@ func (s *Store) syncEvery(interval time.Duration) {
 				s.log.Error("cannot make a layer's data durable", "layer", l.id.Blob, "error", err)
 			}
 		}
+		s.full.tick()
+		s.spare.clear()
 	}
 }

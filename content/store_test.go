@@ -84,11 +84,16 @@ func newLayer(t testing.TB, encoding string) *layer {
 		tar, _ := sample.Tar(t, 7)
 		l, _ = built.LoadOrStore(encoding, layerOf(t, tar, encoding))
 	}
-	fresh := *l.(*layer)
-	fresh.own = &source{blob: fresh.own.blob}
-	fresh.src = &source{blob: fresh.src.blob}
-	if fresh.id.Blob == digest.FromBytes(fresh.src.blob) {
-		fresh.src = fresh.own
+	return l.(*layer).fresh()
+}
+
+// fresh returns the layer with sources that have not been asked for anything.
+func (l *layer) fresh() *layer {
+	fresh := *l
+	fresh.own = &source{blob: l.own.blob}
+	fresh.src = fresh.own
+	if l.src != l.own {
+		fresh.src = &source{blob: l.src.blob}
 	}
 	return &fresh
 }
@@ -112,6 +117,8 @@ func layerOf(t testing.TB, tar []byte, encoding string) *layer {
 	}
 	if o.Twin != nil {
 		l.src.blob = twin.Bytes()
+	} else {
+		l.src = l.own
 	}
 	f, err := index.Open(bytes.NewReader(l.raw), int64(len(l.raw)))
 	if err != nil {

@@ -2,6 +2,7 @@ package content
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -124,26 +125,26 @@ func (l *Layer) drop(ctx context.Context, locks *os.File, i int) error {
 		l.present.spans.clear()
 		return nil
 	}
-	s := &l.spans[i]
-	end := s.TarOff + s.TarLen
-	for r := l.runs.afterTar(s.TarOff); r < l.runs.len(); r++ {
-		x := l.runs.at(r)
-		if x.tar >= end {
-			break
-		}
-		from := x.flat + max(x.tar, s.TarOff) - x.tar
-		to := x.flat + min(x.tar+x.len, end) - x.tar
-		l.present.blocks.unset(int(from/index.BlockSize), int(index.Align(to)/index.BlockSize))
+	for x := range l.pieces(i) {
+		l.present.blocks.unset(x.blocks())
 	}
 	l.present.spans.unset(i, i+1)
 	return nil
 }
 
-// dropStray makes those blocks missing whose data has not come: nothing sets
-// them but a map that was damaged. It returns how many there were.
+// dropStray makes those blocks missing whose data has not come, neither with
+// their spans nor with their files: nothing sets them but a map that was
+// damaged. It returns how many there were.
 func (l *Layer) dropStray(ctx context.Context, locks *os.File) (n int, err error) {
+	kept := 0 // the first block that may be one
 	for b := range l.blocks() {
-		if !l.present.blocks.has(b) || l.whole(b) {
+		if b < kept || !l.present.blocks.has(b) || l.whole(b) {
+			continue
+		}
+		if hi, ok, err := l.taken(ctx, b); err != nil {
+			return n, err
+		} else if ok {
+			kept = hi
 			continue
 		}
 		unlock, err := lockRange(ctx, locks, 0, int64(spanCount(l.spans)))
@@ -160,6 +161,23 @@ func (l *Layer) dropStray(ctx context.Context, locks *os.File) (n int, err error
 	return n, nil
 }
 
+// taken reports whether a block is of a file that is here as a whole, and
+// returns where the file ends: it was taken from another layer.
+func (l *Layer) taken(ctx context.Context, block int) (end int, ok bool, err error) {
+	f, ok := l.files.holding(int64(block) * index.BlockSize)
+	lo, hi := f.blocks()
+	if !ok || !l.present.blocks.hasAll(lo, hi) {
+		return hi, false, nil
+	}
+	sum := sha256.New()
+	buf := make([]byte, copyStep)
+	err = steps(ctx, buf, l.flat, f.off, f.size, func(p []byte, _ int64) error {
+		_, err := sum.Write(p)
+		return err
+	})
+	return hi, index.SHA256(sum.Sum(nil)) == f.digest, err
+}
+
 // refetch fetches spans that were dropped, if there is a source.
 func (l *Layer) refetch(ctx context.Context, spans []int) (n int, err error) {
 	for _, i := range spans {
@@ -172,7 +190,9 @@ func (l *Layer) refetch(ctx context.Context, spans []int) (n int, err error) {
 		if err := waitAll(ctx, flights); err != nil {
 			return n, err
 		}
-		n += len(flights)
+		if l.present.spans.has(i) {
+			n += len(flights)
+		}
 	}
 	return n, nil
 }

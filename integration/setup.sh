@@ -15,6 +15,7 @@ packages='
 	shellcheck
 	skopeo
 	umoci
+	xfsprogs
 	zsh
 '
 # ca-certificates: modules over HTTPS    erofs-utils: fsck.erofs checks ours
@@ -22,6 +23,7 @@ packages='
 # mmdebstrap: real images                runc: containerd's tasks
 # skopeo: archives as others write them  fish, zsh: their completion
 # umoci: unpacks what we compare with    shellcheck: make lint
+# xfsprogs: a file system that shares blocks
 
 # dpkg-query fails if it does not know one of them, which is no failure here.
 # shellcheck disable=SC2086  # one word for each package

@@ -48,7 +48,7 @@ func (r *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		pause := r.delay(try)
 		if resp != nil {
-			pause = max(pause, retryAfter(resp.Header.Get("Retry-After"), time.Now()))
+			pause = max(pause, retryAfter(resp.Header.Get("Retry-After"), sentAt(resp)))
 		}
 		if try >= r.attempts || time.Since(start)+pause > r.limit {
 			return resp, err
@@ -109,6 +109,15 @@ func retryAfter(header string, now time.Time) time.Duration {
 		return min(max(t.Sub(now), 0), maxRetryAfter)
 	}
 	return 0
+}
+
+// sentAt returns when an answer was sent by the clock that its dates are by:
+// the clock here may be wrong.
+func sentAt(resp *http.Response) time.Time {
+	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		return t
+	}
+	return time.Now()
 }
 
 // wait returns after d, or with the context's error when it ends first.

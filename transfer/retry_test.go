@@ -68,12 +68,18 @@ func TestRetry(t *testing.T) {
 		"429 with seconds":    {[]answer{status(429, "Retry-After", "7")}, 200, []time.Duration{7000}},
 		"429 with a long one": {[]answer{status(429, "Retry-After", "86400")}, 200, []time.Duration{30_000}},
 		"503 with seconds":    {[]answer{status(503, "Retry-After", "25"), status(503, "Retry-After", "50")}, 200, []time.Duration{25_000, 30_000}},
-		"400":                 {[]answer{status(400)}, 400, nil},
-		"401":                 {[]answer{status(401)}, 401, nil},
-		"403":                 {[]answer{status(403)}, 403, nil},
-		"404":                 {[]answer{status(404)}, 404, nil},
-		"416":                 {[]answer{status(416)}, 416, nil},
-		"501":                 {[]answer{status(501)}, 501, nil},
+		"429 with a date, clock ahead": {
+			[]answer{status(429, "Date", "Sat, 01 Jan 2000 00:00:00 GMT", "Retry-After", "Sat, 01 Jan 2000 00:00:07 GMT")}, 200, []time.Duration{7000},
+		},
+		"429 with a date, clock behind": {
+			[]answer{status(429, "Date", "Fri, 01 Jan 2100 00:00:00 GMT", "Retry-After", "Fri, 01 Jan 2100 00:00:07 GMT")}, 200, []time.Duration{7000},
+		},
+		"400": {[]answer{status(400)}, 400, nil},
+		"401": {[]answer{status(401)}, 401, nil},
+		"403": {[]answer{status(403)}, 403, nil},
+		"404": {[]answer{status(404)}, 404, nil},
+		"416": {[]answer{status(416)}, 416, nil},
+		"501": {[]answer{status(501)}, 501, nil},
 	} {
 		var pauses []time.Duration
 		r := &retrier{

@@ -112,6 +112,8 @@ func (m *mounting) start(socket *os.File) (logPath string, err error) {
 		return "", err
 	}
 	defer log.Close()
+	// Room for the message that there is none any more. If not, status has it.
+	_ = unix.Fallocate(int(log.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, 16<<10)
 	self, err := os.Executable()
 	if err != nil {
 		return "", err

@@ -25,7 +25,9 @@ type mountStatus struct {
 	Bytes        int64                `json:"bytes"`        // of file data in the image
 	PresentBytes int64                `json:"presentBytes"` // of these, on this machine
 	WireBytes    int64                `json:"wireBytes"`    // received from the registry
+	DedupBytes   int64                `json:"dedupBytes"`   // of files that other layers had, and that were not fetched
 	Requests     int64                `json:"requests"`     // sent to it
+	DiskFull     bool                 `json:"diskFull"`     // what is fetched can be read, and is not kept
 	ReadsPresent uint64               `json:"readsPresent"` // reads by the kernel that found their data here
 	ReadsFetched uint64               `json:"readsFetched"` // reads that had to wait
 	ReadsFailed  uint64               `json:"readsFailed"`
@@ -91,10 +93,12 @@ func (a *answering) status() mountStatus {
 		ls := l.Stats()
 		st.Bytes += ls.Bytes
 		st.PresentBytes += ls.Present
+		st.DedupBytes += ls.Deduped
 		st.Layers = append(st.Layers, ls)
 	}
 	wire := a.engine.Client.Stats()
 	st.Requests, st.WireBytes = wire.Requests, wire.BytesIn
+	st.DiskFull = a.engine.Store.Full()
 	reads := a.server.Stats()
 	st.ReadsPresent, st.ReadsFetched, st.ReadsFailed = reads.Present, reads.Fetched, reads.Failed
 	if all := reads.Present + reads.Fetched; all > 0 {
@@ -165,14 +169,14 @@ func printStatuses(c *cli.Context, all []mountStatus) error {
 		return nil
 	}
 	w := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "DIR\tIMAGE\tSTATE\tDRIVER\tHERE\tOF\tWIRE\tREQUESTS\tHITS")
+	fmt.Fprintln(w, "DIR\tIMAGE\tSTATE\tDRIVER\tHERE\tOF\tWIRE\tDEDUP\tREQUESTS\tHITS")
 	for _, st := range all {
 		share := 100.0
 		if st.Bytes > 0 {
 			share = 100 * float64(st.PresentBytes) / float64(st.Bytes)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.0f%%\t%s\t%s\t%d\t%.0f%%\n", st.Dir, st.Image, st.State, st.Driver,
-			share, bytesText(st.Bytes), bytesText(st.WireBytes), st.Requests, 100*st.HitRate)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.0f%%\t%s\t%s\t%s\t%d\t%.0f%%\n", st.Dir, st.Image, st.State, st.Driver,
+			share, bytesText(st.Bytes), bytesText(st.WireBytes), bytesText(st.DedupBytes), st.Requests, 100*st.HitRate)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -180,6 +184,9 @@ func printStatuses(c *cli.Context, all []mountStatus) error {
 	for _, st := range all {
 		if st.DriverWhy != "" {
 			fmt.Fprintf(os.Stderr, "%s is shown by %s: %s\n", st.Dir, st.Driver, st.DriverWhy)
+		}
+		if st.DiskFull {
+			fmt.Fprintf(os.Stderr, "no room on the disk of the store: what %s reads is not kept; peel cache df shows what the store has, peel cache rm removes it\n", st.Dir)
 		}
 		if st.State == "dead" {
 			fmt.Fprintf(os.Stderr, "the process that served %s is gone: peel umount %s, then mount again; nothing that was fetched is lost\n", st.Dir, st.Dir)

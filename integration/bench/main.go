@@ -61,6 +61,7 @@ func experiments() []experiment {
 		{"tree", local(images.Files, tree)},
 		{"file", local(images.Big, file)},
 		{"near", near},
+		{"update", update},
 		{"mounting", mounting},
 		{"index", indexing},
 		{"memory", memory},

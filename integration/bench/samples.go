@@ -22,7 +22,9 @@ type row struct {
 type samples struct{ rows []*row }
 
 // isReference reports whether the others of a metric are compared with this one.
-func isReference(system string) bool { return system == nativeRow || system == containerdRow }
+func isReference(system string) bool {
+	return system == nativeRow || system == containerdRow || system == emptyRow
+}
 
 func (s *samples) row(metric, system string) *row {
 	at := len(s.rows)

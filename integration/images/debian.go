@@ -22,7 +22,7 @@ const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 func Debian(ctx context.Context) (*Image, error) {
 	return cached("debian", v1.Config{Cmd: []string{"bash"}, Env: []string{searchPath}}, func(scratch string) ([]v1.Layer, error) {
 		tar := filepath.Join(scratch, "base.tar")
-		if err := bootstrap(ctx, scratch, tar); err != nil {
+		if err := bootstrap(ctx, scratch, tar, nil); err != nil {
 			return nil, err
 		}
 		return compress(scratch, func(w io.Writer) error { return copyFile(w, tar) })
@@ -86,8 +86,9 @@ func compress(scratch string, fills ...func(io.Writer) error) ([]v1.Layer, error
 	return layers, all.Wait()
 }
 
-// bootstrap writes the tar of a minimal Debian system.
-func bootstrap(ctx context.Context, scratch, target string) error {
+// bootstrap writes the tar of a minimal Debian system. without names suites, as
+// "bookworm-security", whose packages are not taken.
+func bootstrap(ctx context.Context, scratch, target string, without []string, packages ...string) error {
 	release, err := os.ReadFile("/etc/os-release")
 	if err != nil {
 		return err
@@ -108,9 +109,13 @@ func bootstrap(ctx context.Context, scratch, target string) error {
 		`--setup-hook=mkdir -p "$1"/etc/apt/preferences.d`,
 		`--setup-hook=printf 'Package: usrmerge\nPin: release *\nPin-Priority: -1\n' >"$1"/etc/apt/preferences.d/merged`,
 		"--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+		"--include=" + strings.Join(packages, ","),
 		`--customize-hook=cd "$1"/etc && rm -f apt/preferences.d/merged apt/apt.conf.d/99mmdebstrap hostname resolv.conf`,
-		codename, target,
 	}
+	for _, suite := range without {
+		args = append(args, `--setup-hook=printf '\nPackage: *\nPin: release n=`+codename+suite+`\nPin-Priority: -1\n' >>"$1"/etc/apt/preferences.d/merged`)
+	}
+	args = append(args, codename, target)
 	for name, text := range sources {
 		path := filepath.Join(scratch, name)
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/peelfs/peel/content"
 	"github.com/peelfs/peel/content/index"
 	"github.com/peelfs/peel/transfer"
 )
@@ -60,8 +61,8 @@ func (p *Puller) addFrom(ctx context.Context, img *transfer.Image, a *transfer.A
 		if b, ok := blobs[l.Digest]; ok {
 			err = p.addOne(ctx, img, l, b, a.Digest)
 		}
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, content.ErrFull) { // reading the layer whole would take more room
+			return err
 		}
 		if !errors.Is(err, errNone) && ctx.Err() == nil {
 			p.Log.Warn("a layer's attached index cannot be used", "image", img.Reference, "layer", l.Digest, "artifact", a.Digest, "error", err)
@@ -76,13 +77,15 @@ func (p *Puller) addFrom(ctx context.Context, img *transfer.Image, a *transfer.A
 
 var errNone = errors.New("no index")
 
+// addOne adds one index. Of several processes that open the image, one fetches
+// it.
 func (p *Puller) addOne(ctx context.Context, img *transfer.Image, l transfer.Layer, b ocispec.Descriptor, from digest.Digest) error {
-	var raw bytes.Buffer
-	raw.Grow(int(min(b.Size, 64<<20)))
-	if err := p.Client.FetchBlob(ctx, img, b, &raw); err != nil {
-		return err
-	}
-	return p.Store.AddIndex(ctx, ID(l), raw.Bytes(), "artifact "+from.String())
+	return p.Store.AddIndexFrom(ctx, ID(l), "artifact "+from.String(), func() ([]byte, error) {
+		var raw bytes.Buffer
+		raw.Grow(int(min(b.Size, 64<<20)))
+		err := p.Client.FetchBlob(ctx, img, b, &raw)
+		return raw.Bytes(), err
+	})
 }
 
 // LayerReport says of one layer what makes it lazy, or why it is not.

@@ -106,10 +106,15 @@ func (p *Puller) remember(ref string, img *transfer.Image, known content.Image, 
 	if found && known.Digest == img.Digest {
 		return nil
 	}
-	return p.Store.PutImage(content.Image{
+	err := p.Store.PutImage(content.Image{
 		Ref: ref, Platform: p.Platform, Digest: img.Digest,
 		Manifest: img.Manifest, Config: img.Config, Resolved: time.Now().UTC(),
 	})
+	if errors.Is(err, content.ErrFull) { // its layers may be here
+		p.Log.Warn("the image will not be remembered", "image", ref, "error", err)
+		return nil
+	}
+	return err
 }
 
 // Open resolves an image and opens its layers. A layer without an index in the
@@ -120,19 +125,34 @@ func (p *Puller) Open(ctx context.Context, ref string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	for try := 1; ; try++ {
+		if err := p.addMissing(ctx, img); err != nil {
+			return nil, err
+		}
+		out, err := p.openLayers(img)
+		if !errors.Is(err, content.ErrNoIndex) || try == openTries {
+			return out, err
+		}
+		p.Log.Debug("a layer was removed while its image was opened; it is added again", "image", img.Reference, "error", err)
+	}
+}
+
+// openTries is how often an image is opened of which somebody removes layers
+// between when they are added to the store and when they are in use.
+const openTries = 5
+
+// addMissing adds those layers to the store that it does not have.
+func (p *Puller) addMissing(ctx context.Context, img *transfer.Image) error {
 	missing, err := p.missing(img)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if len(missing) > 0 {
 		if missing, err = p.AddIndices(ctx, img, missing); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := p.each(ctx, missing, func(ctx context.Context, l transfer.Layer) error { return p.Ingest(ctx, img, l) }); err != nil {
-		return nil, err
-	}
-	return p.openLayers(img)
+	return p.each(ctx, missing, func(ctx context.Context, l transfer.Layer) error { return p.Ingest(ctx, img, l) })
 }
 
 // Ingest reads a layer once, from its first to its last byte: it is complete

@@ -58,8 +58,8 @@ lint: setup ## gofmt, go vet, staticcheck, errcheck, shellcheck
 fuzz: ## every fuzz target for FUZZTIME (60s)
 	integration/fuzz.sh $(FUZZTIME)
 
-soak: setup build ## random reads, faults and kills with every driver for SOAKTIME (10m)
-	cd integration && PEEL_SOAK=$(SOAKTIME) go test -count=1 -v -timeout 0 -run TestSoak .
+soak: setup build ## random reads, faults and kills for SOAKTIME (10m), all drivers at once
+	cd integration && PEEL_SOAK=$(SOAKTIME) go test -count=1 -v -parallel 3 -timeout $(SOAKTIME)20m -run TestSoak .
 
 bench: setup build ## the figures of the README; BENCH="-run NAME -n RUNS" for some
 	cd integration && go run ./bench $(BENCH)

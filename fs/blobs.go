@@ -39,7 +39,7 @@ func MountBlobs(dir string, opts Options) (*Blobs, error) {
 	opts = opts.withDefaults()
 	b := &Blobs{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
-		reader:        newReader(opts, 4),
+		reader:        newReader(opts),
 		dir:           dir,
 		done:          make(chan struct{}),
 		names:         map[string]int{},

@@ -26,10 +26,10 @@ type caller struct {
 // watchEvery is how often an interrupted thread is looked at.
 const watchEvery = 20 * time.Millisecond
 
-// context returns a context that ends after the timeout, or when the caller no
+// context returns a context that ends at the deadline, or when the caller no
 // longer waits for the answer. stop must be called.
-func (c caller) context(timeout time.Duration) (ctx context.Context, stop func()) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+func (c caller) context(deadline time.Time) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		select {

@@ -201,6 +201,7 @@ func TestParseDriver(t *testing.T) {
 // blob.
 func TestBlobs(t *testing.T) {
 	needFUSE(t)
+	one, two := newBlob(t, 1<<20), newBlob(t, 8192) // which close after the mount
 	dir := openDir(t)
 	b, err := MountBlobs(dir, Options{})
 	if err != nil {
@@ -215,7 +216,6 @@ func TestBlobs(t *testing.T) {
 	if _, err := os.Stat(dir + "/one/blob"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("before it is there: %v", err)
 	}
-	one, two := newBlob(t, 1<<20), newBlob(t, 8192)
 	for name, blob := range map[string]*testBlob{"one": one, "two": two} {
 		path := b.Add(name, blob)
 		got, err := os.ReadFile(path)

@@ -20,7 +20,8 @@ import (
 )
 
 // Blob is one layer's flat blob. Its methods are called by many goroutines at
-// once, until the mount's Wait returns.
+// once, until the mount's Wait returns. Blobs are compared, so it is a pointer
+// or the like.
 type Blob interface {
 	// ReadAtContext is io.ReaderAt with a context: it fetches what is missing,
 	// and waits for it. It must return soon after the context ends, with an
@@ -43,7 +44,7 @@ type Options struct {
 	Driver      Driver        // how the kernel shows the image. Default Auto.
 	State       string        // folder for what a mount needs for a moment, on the store's file system. Default os.TempDir().
 	NoExec      bool          // an ordinary user's mount runs no programs; root sets that with mount_setattr(2)
-	ReadTimeout time.Duration // longest wait for data that must be fetched. Default 30 s.
+	ReadTimeout time.Duration // longest wait of a read for data that must be fetched. Default 30 s.
 	Log         *slog.Logger  // where reads that failed are told. Default slog.Default().
 }
 
@@ -230,14 +231,15 @@ func fuseOptions(opts Options) *fuse.MountOptions {
 
 		// Read-ahead requests at once. Those that wait for the network must not
 		// keep those that are present from being sent; the default is 12.
-		MaxBackground: 64,
+		MaxBackground: 1024,
 
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
 
-		// Passthrough makes nested overlays fail.
+		// Passthrough makes nested overlays fail. Without asynchronous direct
+		// I/O a loop device would wait for each request before it sends the next.
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
-		ExtraCapabilities:    fuse.CAP_NO_OPENDIR_SUPPORT,
+		ExtraCapabilities:    fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_ASYNC_DIO,
 	}
 	if os.Geteuid() == 0 {
 		o.AllowOther = true

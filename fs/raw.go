@@ -27,7 +27,7 @@ type raw struct {
 }
 
 func newRaw(tree *Tree, blobs []Blob, opts Options) *raw {
-	return &raw{RawFileSystem: fuse.NewDefaultRawFileSystem(), tree: tree, blobs: blobs, reader: newReader(opts, 2)}
+	return &raw{RawFileSystem: fuse.NewDefaultRawFileSystem(), tree: tree, blobs: blobs, reader: newReader(opts)}
 }
 
 // options are those of the mount.

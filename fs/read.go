@@ -15,16 +15,13 @@ import (
 
 // reader reads from flat blobs.
 type reader struct {
-	timeout time.Duration // of one request
-	stats   *counters
-	report  *report
+	waits  *waits
+	stats  *counters
+	report *report
 }
 
-// newReader returns a reader. The kernel asks again when read-ahead fails, and
-// every layer of its caches does so once, so a read makes up to asks requests
-// one after the other, which share the time that it may take.
-func newReader(opts Options, asks time.Duration) reader {
-	return reader{timeout: opts.ReadTimeout / asks, report: &report{log: opts.Log, image: opts.Image}, stats: new(counters)}
+func newReader(opts Options) reader {
+	return reader{&waits{limit: opts.ReadTimeout}, new(counters), &report{log: opts.Log, image: opts.Image}}
 }
 
 type counters struct {
@@ -42,18 +39,20 @@ func (r *reader) read(c caller, blob Blob, off int64, buf []byte) (fuse.ReadResu
 		r.stats.present.Add(1)
 		return fuse.ReadResultFd(f.Fd(), off, len(buf)), nil
 	}
-	ctx, stop := c.context(r.timeout)
+	try := r.waits.begin(blob, off, int64(len(buf)))
+	ctx, stop := c.context(r.waits.deadline(try))
 	defer stop()
 	got, err := blob.ReadAtContext(ctx, buf, off)
 	if got == len(buf) {
 		r.stats.fetched.Add(1)
 		return fuse.ReadResultData(buf), nil
 	}
-	switch ctx.Err() {
-	case context.Canceled:
+	if ctx.Err() == context.Canceled {
 		return nil, errAbandoned
-	case context.DeadlineExceeded:
-		return nil, fmt.Errorf("gave up after %v: %w", r.timeout, err)
+	}
+	r.waits.failed(try)
+	if ctx.Err() == context.DeadlineExceeded {
+		return nil, fmt.Errorf("gave up after %v: %w", r.waits.limit, err)
 	}
 	if err == nil || errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%d bytes of %d: %w", got, len(buf), io.ErrUnexpectedEOF)

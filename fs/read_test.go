@@ -128,21 +128,6 @@ func TestReadErrors(t *testing.T) {
 	}
 }
 
-func TestReadTimeout(t *testing.T) {
-	const timeout = time.Second
-	dir, blob, _ := mountLayers(t, Options{ReadTimeout: timeout, Log: slog.New(slog.DiscardHandler)},
-		[]index.Entry{file("a", 0, 1<<20)})
-	blob.onFetch(func(ctx context.Context) error {
-		<-ctx.Done()
-		return ctx.Err()
-	})
-	start := time.Now()
-	_, err := os.ReadFile(dir + "/a")
-	if took := time.Since(start); !errors.Is(err, unix.EIO) || took < timeout/2 || took > 3*timeout {
-		t.Errorf("got error %v after %v", err, took)
-	}
-}
-
 // stuck makes the blob's reads wait until the returned function is called, or
 // their contexts end. It tells of each read that it began.
 func stuck(blob *testBlob) (began chan struct{}, release func()) {
@@ -163,6 +148,7 @@ func stuck(blob *testBlob) (began chan struct{}, release func()) {
 func TestReadInterrupted(t *testing.T) {
 	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGKILL} {
 		t.Run(sig.String(), func(t *testing.T) {
+			before := runtime.NumGoroutine()
 			dir, blob, s := mountLayers(t, Options{ReadTimeout: patience(t)}, []index.Entry{file("a", 0, 1<<20)})
 			began, release := stuck(blob)
 			defer release()
@@ -181,6 +167,7 @@ func TestReadInterrupted(t *testing.T) {
 			if got := s.Stats(); got.Failed != 0 && testDriver(t) != Loop {
 				t.Errorf("stats %+v", got)
 			}
+			goroutinesEnd(t, before)
 		})
 	}
 }

@@ -26,10 +26,12 @@ import (
 func drivers() []string { return []string{"erofs", "loop", "tree"} }
 
 const (
-	readTimeout = 5 * time.Second // --read-timeout
-	slowestRead = 3 * readTimeout // the kernel may ask several times for one read
-	recovery    = time.Minute     // after the last fault, until a pause between attempts must be over
-	underWay    = 8 << 20         // bytes on their way when a mount is killed, which may come twice
+	readTimeout = 5 * time.Second                     // --read-timeout
+	slowestRead = readTimeout + readTimeout/10 + busy // of a read for which nothing comes
+	slowestTwo  = 2 * slowestRead                     // of one that needs two spans, of which one comes at the last moment
+	busy        = time.Second                         // that a machine with other things to do may take longer
+	recovery    = time.Minute                         // after the last fault, until a pause between attempts must be over
+	underWay    = 8 << 20                             // bytes on their way when a mount is killed, which may come twice
 )
 
 // flags are those of a mount by the driver whose reads do not wait for long.
@@ -124,7 +126,7 @@ func TestRandomFaults(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 				defer cancel()
 				var reads tally
-				if err := newReader(t, img, n.mnt, slowestRead).run(ctx, plan.Seed, 2000, &reads); err != nil {
+				if err := newReader(t, img, n.mnt, slowestTwo).run(ctx, plan.Seed, 2000, &reads); err != nil {
 					t.Fatalf("%v: %v; %v", plan, err, &reads)
 				}
 				t.Logf("%v; faults: %v", &reads, p.Injected())
@@ -242,6 +244,7 @@ func TestHangingRegistry(t *testing.T) {
 			n := newNode(t, link.Options{})
 			p := faulty(t, n)
 			n.mount(t, repo, flags(driver)...)
+			before := loadOf(t, n)
 			p.Follow(faults.Plan{Seed: 1, Rate: 1, Faults: []faults.Fault{faults.Stall}})
 			for _, name := range files {
 				start := time.Now()
@@ -254,6 +257,7 @@ func TestHangingRegistry(t *testing.T) {
 			}
 			p.Stop()
 			recovers(t, n)
+			noLeak(t, n, before)
 			n.umount(t)
 			nothingLeft(t, n)
 		})
@@ -271,6 +275,7 @@ func TestInterruptedRead(t *testing.T) {
 			n := newNode(t, link.Options{})
 			p := faulty(t, n)
 			n.mount(t, repo, "--driver", driver, "--read-timeout", "20s")
+			before := loadOf(t, n)
 			p.Follow(faults.Plan{Seed: 1, Rate: 1, Faults: []faults.Fault{faults.Stall}})
 			cmd := exec.CommandContext(t.Context(), "cat", filepath.Join(n.mnt, "usr/lib/python3.11/os.py"))
 			if err := cmd.Start(); err != nil {
@@ -282,6 +287,7 @@ func TestInterruptedRead(t *testing.T) {
 			interrupt(t, cmd, 3*time.Second)
 			p.Stop()
 			recovers(t, n)
+			noLeak(t, n, before)
 			n.umount(t)
 			nothingLeft(t, n)
 		})
@@ -295,7 +301,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 	img := made(t, images.Python)
 	repo, seed := push(t, img, true), seed(t)
 	n := newNode(t, link.Options{})
-	r := newReader(t, img, n.mnt, slowestRead)
+	r := newReader(t, img, n.mnt, slowestTwo)
 	random := rand.New(rand.NewPCG(seed, 0))
 	for i := range rounds {
 		killWhileReading(t, n, r, repo, drivers()[i%len(drivers())], random)

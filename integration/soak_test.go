@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -67,7 +66,7 @@ func (s *soak) store(t *testing.T) {
 	t.Helper()
 	n := newNode(t, link.Options{})
 	p := faulty(t, n)
-	r := newReader(t, s.img, n.mnt, slowestRead)
+	r := newReader(t, s.img, n.mnt, slowestTwo)
 	for range s.random.IntN(4) {
 		s.spoilt(t, n, p, r, true)
 	}
@@ -101,7 +100,7 @@ func (s *soak) spoilt(t *testing.T, n *node, p *faults.Proxy, r *reader, kill bo
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := descriptors(t, f.PID())
+	before := loadOf(t, n)
 	plan := faults.Plan{Seed: s.random.Uint64(), Rate: s.random.Float64()}
 	p.Follow(plan)
 	ctx, cancel := context.WithTimeout(t.Context(), s.upTo(10*time.Second))
@@ -130,10 +129,7 @@ func (s *soak) spoilt(t *testing.T, n *node, p *faults.Proxy, r *reader, kill bo
 	}
 	recovers(t, n)
 	sameTree(t, n, s.img)
-	// What is open besides: connections, and nothing for each read.
-	if after := descriptors(t, f.PID()); after > before+32 {
-		t.Errorf("the process has %d descriptors, and had %d when it had mounted", after, before)
-	}
+	noLeak(t, n, before)
 	n.umount(t)
 	if err := f.Kill(); err != nil { // it has ended; this only waits for it
 		t.Logf("after the end of the process: %v", err)
@@ -163,16 +159,6 @@ func used(t *testing.T, dir string) (size int64) {
 		t.Error(err)
 	}
 	return size
-}
-
-// descriptors returns how many files a process has open.
-func descriptors(t *testing.T, pid int) int {
-	t.Helper()
-	open, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "fd"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(open)
 }
 
 // loops returns the loop devices whose file is below dir.

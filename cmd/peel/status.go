@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"runtime"
 	"text/tabwriter"
 	"time"
 
@@ -31,7 +32,8 @@ type mountStatus struct {
 	ReadsPresent uint64               `json:"readsPresent"` // reads by the kernel that found their data here
 	ReadsFetched uint64               `json:"readsFetched"` // reads that had to wait
 	ReadsFailed  uint64               `json:"readsFailed"`
-	HitRate      float64              `json:"hitRate"` // of reads, 0 to 1
+	HitRate      float64              `json:"hitRate"`    // of reads, 0 to 1
+	Goroutines   int                  `json:"goroutines"` // of the process; many mean reads that wait
 	Layers       []content.LayerStats `json:"layers"`
 }
 
@@ -99,6 +101,7 @@ func (a *answering) status() mountStatus {
 	wire := a.engine.Client.Stats()
 	st.Requests, st.WireBytes = wire.Requests, wire.BytesIn
 	st.DiskFull = a.engine.Store.Full()
+	st.Goroutines = runtime.NumGoroutine()
 	reads := a.server.Stats()
 	st.ReadsPresent, st.ReadsFetched, st.ReadsFailed = reads.Present, reads.Fetched, reads.Failed
 	if all := reads.Present + reads.Fetched; all > 0 {

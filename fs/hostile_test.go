@@ -50,6 +50,44 @@ func TestMergeHostileTime(t *testing.T) {
 	}
 }
 
+// Short names may lead on long ways, and each entry costs what its way does.
+func TestMergeWork(t *testing.T) {
+	long := "d/" + strings.Repeat("n", 250) + "/"
+	for name, links := range map[string][2]string{
+		"through 1,000 directories": {"l a -> " + strings.Repeat("d/", 1000) + "\n", "l b -> " + strings.Repeat("d/", 1000) + "\n"},
+		"through 30 symlinks":       {chain("a", long), chain("b", long)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var text strings.Builder
+			text.WriteString(links[0] + links[1])
+			for i := range 200_000 {
+				fmt.Fprintf(&text, "f %c/x\n", "ab"[i%2])
+			}
+			layers := parseLayers(text.String())
+			start := time.Now()
+			_, err := Merge(layers)
+			if err == nil || !strings.Contains(err.Error(), "longer ways") || !strings.Contains(err.Error(), "/x\"") {
+				t.Errorf("error %v", err)
+			}
+			if took := time.Since(start); took > 20*time.Second {
+				t.Errorf("took %v", took)
+			}
+		})
+	}
+}
+
+// chain is symlinks of which each leads through the next one, and then through
+// a long path.
+func chain(name, long string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "l %s -> %s0\n", name, name)
+	for i := range 30 {
+		fmt.Fprintf(&b, "l %s%d -> %s%d/%s\n", name, i, name, i+1, strings.Repeat(long, 15))
+	}
+	fmt.Fprintf(&b, "d %s30\n", name)
+	return b.String()
+}
+
 func TestMergeMadeDirectories(t *testing.T) {
 	var text strings.Builder
 	deep := strings.Repeat("d/", 1000)

@@ -18,6 +18,13 @@ const (
 	maxWalk   = 1024    // components of one name, those of the symlinks on its way included
 	maxLinks  = 40      // symlinks on the way of one name, as in the kernel
 	maxMade   = 1 << 20 // directories that no entry names
+
+	// Work is counted in bytes that are looked at on the way of names. Names
+	// that are close together need little of it, because the last directory is
+	// remembered.
+	workBase  = 64 << 20 // of an image
+	workEntry = 1 << 10  // and for each of its entries
+	workStep  = 16       // of a path component, beside its bytes
 )
 
 // Merge makes one tree of an image's layers, lowest first, as the OCI image
@@ -47,6 +54,7 @@ func Merge(layers [][]index.Entry) (*Tree, error) {
 		n += len(entries)
 	}
 	m := newMerger(n + n/16)
+	m.work = workBase + workEntry*int64(n)
 	for l, entries := range layers {
 		m.layer = uint16(l)
 		for i := range entries {
@@ -57,6 +65,8 @@ func Merge(layers [][]index.Entry) (*Tree, error) {
 	}
 	return m.tree(len(layers))
 }
+
+var errWork = fmt.Errorf("the image's names lead on longer ways than %d bytes, and %d for each entry", workBase, workEntry)
 
 // clip shortens a name for an error.
 func clip(s string) string {
@@ -96,7 +106,8 @@ type merger struct {
 	xattrAt map[string]uint32 // place in xattrs, by the set's serialised form
 	layer   uint16
 	made    int
-	live    int // slots that are not none
+	work    int64 // that may still be done
+	live    int   // slots that are not none
 
 	xattrKey []byte // scratch space of xattrSet
 
@@ -250,6 +261,9 @@ func (m *merger) walk(path string, makeDirs bool) (dir uint32, ok bool, err erro
 		}
 		var comp string
 		comp, rest, _ = strings.Cut(rest, "/")
+		if m.work -= workStep + int64(len(comp)); m.work < 0 {
+			return 0, false, errWork
+		}
 		switch comp {
 		case "", ".":
 			continue
@@ -270,6 +284,7 @@ func (m *merger) walk(path string, makeDirs bool) (dir uint32, ok bool, err erro
 				cur = 0
 			}
 			rest = target + "/" + rest
+			m.work -= int64(len(rest))
 		case !makeDirs:
 			return 0, false, nil
 		default:
@@ -327,9 +342,11 @@ func (m *merger) remove(s uint32) {
 	if m.slots[s].inode == none {
 		return
 	}
+	if m.isDir(s) || m.isSymlink(s) {
+		m.lastDir, m.lastSlot = "", 0
+	}
 	m.slots[s].inode = none
 	m.live--
-	m.lastDir, m.lastSlot = "", 0
 	c := m.slots[s].child
 	m.slots[s].child = 0
 	for c != 0 {
@@ -365,6 +382,7 @@ func (m *merger) setAttr(n *inode, e *index.Entry) {
 	case index.Regular:
 		n.size, n.off = e.Size, e.Off
 	case index.Symlink:
+		n.mode |= 0o777 // as Linux shows every symlink
 		n.size, n.off = int64(len(e.Link)), int64(len(m.targets))
 		m.targets = append(m.targets, e.Link)
 	case index.Char, index.Block:

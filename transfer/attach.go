@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -137,6 +138,11 @@ func addEntry(index []byte, d ocispec.Descriptor) ([]byte, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(index, &fields); err != nil {
 		return nil, err
+	}
+	for key := range fields {
+		if key != "manifests" && strings.EqualFold(key, "manifests") {
+			return nil, fmt.Errorf("it says %q for \"manifests\", which some readers take and others do not", key)
+		}
 	}
 	var entries []any
 	if old, ok := fields["manifests"]; ok {

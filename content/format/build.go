@@ -51,6 +51,9 @@ type Options struct {
 	// bytes of tar. The default is to go on: a layer that would have spans
 	// longer than index.MaxSpan gets none.
 	MaxSpan int64
+
+	// Limits bound what the layer may ask for.
+	Limits Limits
 }
 
 // Build reads a layer's blob from its start to its end and returns its
@@ -63,10 +66,12 @@ func Build(ctx context.Context, l Layer, blob io.Reader, o Options) ([]byte, err
 }
 
 func build(ctx context.Context, l Layer, blob io.Reader, o Options, spanSize int64) ([]byte, error) {
+	use := &usage{Limits: o.Limits.withDefaults(), blob: l.Size}
 	b, err := index.NewBuilder()
 	if err != nil {
 		return nil, err
 	}
+	b.Limit(use.Index)
 	p, err := newPass(blob, b, o, spanSize)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", l.Blob, err)
@@ -87,7 +92,7 @@ func build(ctx context.Context, l Layer, blob io.Reader, o Options, spanSize int
 		return p.hashSpans(spans)
 	})
 	g.Go(func() error {
-		return readTar(files, b.Framing(), o.Flat, func(e *index.Entry, sum *index.SHA256) error {
+		return readTar(files, use, b.Framing(), o.Flat, func(e *index.Entry, sum *index.SHA256) error {
 			b.Entries = append(b.Entries, *e)
 			if sum != nil {
 				b.Digests = append(b.Digests, *sum)

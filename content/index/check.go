@@ -6,13 +6,24 @@ import (
 	"strings"
 )
 
+// Limits on one layer, so that neither a hostile layer nor a crafted index
+// costs more memory or disk than they say.
+const (
+	MaxEntries = 2 << 20   // entries
+	MaxExtents = 1 << 20   // extents of all sparse files together
+	MaxText    = 256 << 20 // bytes of all names, links and extended attributes together
+	MaxFlat    = 1 << 40   // bytes of flat blob; the map of what is present takes a 32,768th of it
+	MaxSize    = 256 << 20 // bytes of the serialised index
+)
+
 // Limits of the model.
 const (
-	maxTar  = 1 << 50       // bytes of tar, and of blob
-	maxFlat = 1<<44 - 1<<12 // bytes of flat blob: what 32-bit block numbers of 4 KiB can address
-	maxName = 4096          // bytes of a name: PATH_MAX
-	maxPart = 255           // bytes of one component: NAME_MAX
-	maxLink = 4096          // bytes of a symlink's target
+	maxTar    = 1 << 50  // bytes of tar, and of blob
+	maxName   = 4096     // bytes of a name: PATH_MAX
+	maxPart   = 255      // bytes of one component: NAME_MAX
+	maxLink   = 4096     // bytes of a symlink's target
+	maxValue  = 64 << 10 // bytes of an extended attribute: XATTR_SIZE_MAX
+	maxXattrs = 1 << 20  // extended attributes of all distinct sets together
 )
 
 // check holds an index against the rules that FORMAT.md lists.
@@ -22,6 +33,9 @@ func check(h *Header, entries []Entry, spans []Span, digests int) error {
 	}
 	if err := checkEntries(entries, h.TarSize); err != nil {
 		return err
+	}
+	if n := Text(entries); n > MaxText {
+		return fmt.Errorf("%w: the names, links and attributes take %d bytes, more than %d", ErrFormat, n, MaxText)
 	}
 	files := 0
 	for i := range entries {
@@ -42,7 +56,10 @@ func (h *Header) check(entries, spans int) error {
 			return fmt.Errorf("%w: blob of %d bytes, tar of %d bytes, twin of %d bytes", ErrFormat, h.BlobSize, h.TarSize, h.TwinSize)
 		}
 	}
-	if entries < 0 || entries > maxNumbers || spans < 0 || spans > maxNumbers {
+	if h.FlatSize < 0 || h.FlatSize > MaxFlat || h.FlatSize%BlockSize != 0 {
+		return fmt.Errorf("%w: flat blob of %d bytes, at most %d are possible", ErrFormat, h.FlatSize, int64(MaxFlat))
+	}
+	if entries < 0 || entries > MaxEntries || spans < 0 || spans > maxSpans {
 		return fmt.Errorf("%w: %d entries and %d spans are too many", ErrFormat, entries, spans)
 	}
 	if (h.Twin != "") != (h.TwinSize > 0) || h.Twin != "" && spans == 0 {
@@ -53,25 +70,35 @@ func (h *Header) check(entries, spans int) error {
 
 func checkEntries(entries []Entry, tarSize int64) error {
 	var end int64 // of the data before, in the tar
+	extents := 0
+	sound := make(map[*Xattr]bool) // sets of attributes, by the first: entries share them
 	for i := range entries {
 		e := &entries[i]
-		if err := e.check(); err != nil {
-			return fmt.Errorf("%w: entry %q: %w", ErrFormat, e.Name, err)
+		err := e.check()
+		if err == nil && len(e.Xattrs) > 0 && !sound[&e.Xattrs[0]] {
+			err = checkXattrs(e.Xattrs)
+			sound[&e.Xattrs[0]] = true
+		}
+		if err != nil {
+			return fmt.Errorf("%w: entry %.200q: %w", ErrFormat, e.Name, err)
+		}
+		if extents += len(e.Sparse); extents > MaxExtents {
+			return fmt.Errorf("%w: entry %.200q: the sparse files have more than %d extents", ErrFormat, e.Name, MaxExtents)
 		}
 		for x := range e.Extents() {
 			if x.TarOff < end || x.TarOff+x.Len > tarSize {
-				return fmt.Errorf("%w: entry %q: data at %d of a tar of %d bytes", ErrFormat, e.Name, x.TarOff, tarSize)
+				return fmt.Errorf("%w: entry %.200q: data at %d of a tar of %d bytes", ErrFormat, e.Name, x.TarOff, tarSize)
 			}
 			end = x.TarOff + x.Len
 		}
-		if e.Type == Regular && e.Off+e.Size > maxFlat {
-			return fmt.Errorf("%w: entry %q: %d bytes at %d exceed a flat blob", ErrFormat, e.Name, e.Size, e.Off)
+		if e.Type == Regular && e.Off+e.Size > MaxFlat {
+			return fmt.Errorf("%w: entry %.200q: %d bytes at %d exceed a flat blob", ErrFormat, e.Name, e.Size, e.Off)
 		}
 	}
 	return nil
 }
 
-// check holds one entry against the rules.
+// check holds one entry, but for its attributes, against the rules.
 func (e *Entry) check() error {
 	if err := CheckName(e.Name); err != nil {
 		return err
@@ -83,25 +110,45 @@ func (e *Entry) check() error {
 		return fmt.Errorf("mode %#o", e.Mode)
 	case e.Nsec >= 1e9:
 		return fmt.Errorf("%d nanoseconds", e.Nsec)
-	case e.Size < 0 || e.Size > maxFlat:
+	case e.Size < 0 || e.Size > MaxFlat:
 		return fmt.Errorf("%d bytes", e.Size)
 	case e.Type == Symlink && (e.Link == "" || len(e.Link) > maxLink || strings.IndexByte(e.Link, 0) >= 0):
-		return fmt.Errorf("symlink to %q", e.Link)
+		return fmt.Errorf("symlink to %.100q (%d bytes)", e.Link, len(e.Link))
 	case e.Type == Hardlink:
 		if err := CheckName(e.Link); err != nil {
-			return fmt.Errorf("hard link to %q: %w", e.Link, err)
+			return fmt.Errorf("hard link to %.100q: %w", e.Link, err)
 		}
 	}
-	return checkXattrs(e.Xattrs)
+	return nil
+}
+
+// Text returns how many bytes the names, links and extended attributes of the
+// entries take. A set of attributes counts for each entry that has it.
+func Text(entries []Entry) (n int64) {
+	for i := range entries {
+		e := &entries[i]
+		n += int64(len(e.Name)+len(e.Link)) + textOf(e.Xattrs)
+	}
+	return n
+}
+
+// textOf is what a set of extended attributes counts for: so much memory each
+// attribute takes besides its bytes.
+func textOf(set []Xattr) (n int64) {
+	const each = 32
+	for i := range set {
+		n += int64(len(set[i].Name)+len(set[i].Value)) + each
+	}
+	return n
 }
 
 func checkXattrs(xattrs []Xattr) error {
 	for i, x := range xattrs {
-		if x.Name == "" || len(x.Name) > 255 || len(x.Value) > 64<<10 || strings.IndexByte(x.Name, 0) >= 0 {
-			return fmt.Errorf("extended attribute %q of %d bytes", x.Name, len(x.Value))
+		if x.Name == "" || len(x.Name) > 255 || len(x.Value) > maxValue || strings.IndexByte(x.Name, 0) >= 0 {
+			return fmt.Errorf("extended attribute %.100q of %d bytes", x.Name, len(x.Value))
 		}
 		if i > 0 && xattrs[i-1].Name >= x.Name {
-			return fmt.Errorf("extended attribute %q is out of order", x.Name)
+			return fmt.Errorf("extended attribute %.100q is out of order", x.Name)
 		}
 	}
 	return nil

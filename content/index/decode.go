@@ -104,6 +104,11 @@ func decodeEntries(raw []byte, n int) ([]Entry, error) {
 		return nil, err
 	}
 	sets := decodeXattrSets(&cols[colXattrSets])
+	texts := make([]int64, len(sets)) // bytes
+	for i, set := range sets {
+		texts[i] = textOf(set)
+	}
+	var text int64 // of all entries: a set counts for each that has it
 	entries := make([]Entry, n)
 	var prev int64 // seconds
 	var end int64  // of the data before
@@ -121,9 +126,13 @@ func decodeEntries(raw []byte, n int) ([]Entry, error) {
 			return nil, err
 		}
 		if set := cols[colXattrs].uvarint(); set > uint64(len(sets)) {
-			return nil, fmt.Errorf("%w: entry %q has attributes %d of %d", ErrFormat, e.Name, set, len(sets))
+			return nil, fmt.Errorf("%w: entry %.200q has attributes %d of %d", ErrFormat, e.Name, set, len(sets))
 		} else if set > 0 {
 			e.Xattrs = sets[set-1]
+			text += texts[set-1]
+		}
+		if text += int64(len(e.Name) + len(e.Link)); text > MaxText {
+			return nil, fmt.Errorf("%w: entry %.200q: the names, links and attributes take more than %d bytes", ErrFormat, e.Name, MaxText)
 		}
 	}
 	return entries, cols.done()
@@ -145,8 +154,8 @@ func (c *columns) ofType(e *Entry, i int, end int64) (int64, error) {
 			e.TarOff = end + c[colPlaces].size()
 			end = e.TarOff + e.Size
 		}
-		if e.Size > maxFlat || end < 0 || end > maxTar {
-			return 0, fmt.Errorf("%w: %q has %d bytes", ErrFormat, e.Name, e.Size)
+		if e.Size > MaxFlat || end < 0 || end > maxTar {
+			return 0, fmt.Errorf("%w: %.200q has %d bytes", ErrFormat, e.Name, e.Size)
 		}
 	case Symlink, Hardlink:
 		e.Link = c[colLinks].str()
@@ -154,15 +163,15 @@ func (c *columns) ofType(e *Entry, i int, end int64) (int64, error) {
 		e.Major, e.Minor = c[colDevices].number(), c[colDevices].number()
 	case Dir, Fifo:
 	default:
-		return 0, fmt.Errorf("%w: entry %q has the unknown type %d", ErrFormat, e.Name, e.Type)
+		return 0, fmt.Errorf("%w: entry %.200q has the unknown type %d", ErrFormat, e.Name, e.Type)
 	}
 	return end, nil
 }
 
 func (c *cursor) extents(e *Entry, end int64) (int64, error) {
 	n := c.uvarint()
-	if n > uint64(len(c.b))/3 {
-		return 0, fmt.Errorf("%w: %q has %d extents", ErrFormat, e.Name, n)
+	if n > uint64(len(c.b))/3 || n > MaxExtents {
+		return 0, fmt.Errorf("%w: %.200q has %d extents", ErrFormat, e.Name, n)
 	}
 	e.Sparse = make([]Extent, n)
 	var off int64
@@ -170,7 +179,7 @@ func (c *cursor) extents(e *Entry, end int64) (int64, error) {
 		x := Extent{Off: off + c.size(), TarOff: end + c.size(), Len: c.size()}
 		off, end = x.Off+x.Len, x.TarOff+x.Len
 		if x.Off < 0 || x.Len <= 0 || off > e.Size || off < 0 || end < 0 || end > maxTar {
-			return 0, fmt.Errorf("%w: %q has an extent outside its %d bytes", ErrFormat, e.Name, e.Size)
+			return 0, fmt.Errorf("%w: %.200q has an extent outside its %d bytes", ErrFormat, e.Name, e.Size)
 		}
 		e.Sparse[i] = x
 	}
@@ -191,41 +200,39 @@ func decodeNames(lens, suffixes *cursor, n int) ([]string, error) {
 		if prev > maxName {
 			return nil, fmt.Errorf("%w: name %d has %d bytes, at most %d are allowed", ErrFormat, i, prev, maxName)
 		}
-		if total += prev; total > maxRaw {
-			return nil, fmt.Errorf("%w: the names are longer than %d bytes", ErrFormat, maxRaw)
+		if total += prev; total > MaxText {
+			return nil, fmt.Errorf("%w: the names are longer than %d bytes", ErrFormat, MaxText)
 		}
 		cuts[i] = c
 	}
-	arena := make([]byte, 0, total)
-	ends := make([]int, n)
+	var arena strings.Builder
+	arena.Grow(int(total))
+	names := make([]string, n)
 	start := 0 // of the name before
 	for i, c := range cuts {
-		begin := len(arena)
-		arena = append(arena, arena[start:start+int(c.shared)]...)
-		arena = append(arena, suffixes.take(c.suffix)...)
-		start, ends[i] = begin, len(arena)
-	}
-	all := string(arena)
-	names := make([]string, n)
-	start = 0
-	for i, end := range ends {
-		names[i] = all[start:end]
-		start = end
+		begin := arena.Len()
+		arena.WriteString(arena.String()[start : start+int(c.shared)])
+		arena.Write(suffixes.take(c.suffix))
+		if suffixes.bad {
+			return nil, fmt.Errorf("%w: the names end with name %d of %d", ErrFormat, i, n)
+		}
+		start, names[i] = begin, arena.String()[begin:]
 	}
 	return names, nil
 }
 
 func decodeXattrSets(c *cursor) [][]Xattr {
 	var sets [][]Xattr
+	total := uint64(0)
 	for len(c.b) > 0 {
 		n := c.uvarint()
-		if n > uint64(len(c.b)) {
+		if total += n; n > uint64(len(c.b))/2 || total > maxXattrs || len(sets) > maxXattrs {
 			c.bad = true
 			return nil
 		}
 		set := make([]Xattr, n)
 		for i := range set {
-			set[i] = Xattr{Name: strings.Clone(c.str()), Value: c.str()}
+			set[i] = Xattr{Name: c.str(), Value: c.str()}
 		}
 		sets = append(sets, set)
 	}

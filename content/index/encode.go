@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -40,24 +41,33 @@ type Builder struct {
 	enc     *zstd.Encoder
 	windows bytes.Buffer
 	framing framing
+	most    int64 // bytes of the serialised form
 }
 
 // framing is the section that is compressed as it comes.
 type framing struct {
-	enc *zstd.Encoder
-	out bytes.Buffer
-	raw int64
+	enc  *zstd.Encoder
+	out  bytes.Buffer
+	raw  int64
+	most int64 // bytes of out
 }
 
 func (f *framing) Write(p []byte) (int, error) {
 	n, err := f.enc.Write(p)
 	f.raw += int64(n)
+	if err == nil && int64(f.out.Len()) > f.most {
+		err = tooLarge(f.most)
+	}
 	return n, err
+}
+
+func tooLarge(most int64) error {
+	return fmt.Errorf("the layer's index would have more than %d bytes", most)
 }
 
 // NewBuilder returns an empty builder.
 func NewBuilder() (*Builder, error) {
-	b := new(Builder)
+	b := &Builder{most: MaxSize, framing: framing{most: MaxSize}}
 	opts := []zstd.EOption{ // a larger window gains a thousandth, and costs memory for every layer
 		zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1 << 20),
 	}
@@ -69,12 +79,20 @@ func NewBuilder() (*Builder, error) {
 	return b, err
 }
 
+// Limit sets the most bytes of the serialised index, of which the framing takes
+// no more either. It is called before anything else. The default is MaxSize.
+func (b *Builder) Limit(bytes int64) { b.most, b.framing.most = bytes, bytes }
+
 // Framing takes the bytes of the tar that are no file's data, in order. With
 // them and the flat blob the tar can be written again, byte for byte.
 func (b *Builder) Framing() io.Writer { return &b.framing }
 
 // AddWindow stores the bytes that a span refers to and returns their place.
+// Of more than the index may hold, none is stored: Encode will fail.
 func (b *Builder) AddWindow(w []byte) Range {
+	if int64(b.windows.Len()) > b.most {
+		return Range{}
+	}
 	z := b.enc.EncodeAll(w, nil)
 	r := Range{Off: int64(b.windows.Len()), Len: int64(len(z))}
 	b.windows.Write(z)
@@ -106,6 +124,14 @@ func (b *Builder) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	size := int64(headerSize)
+	for _, s := range stored {
+		size += int64(len(s))
+	}
+	if size > b.most {
+		return nil, tooLarge(b.most)
+	}
+	out = slices.Grow(out, int(size)-len(out))
 	for i, s := range stored {
 		out = binary.LittleEndian.AppendUint64(out, uint64(len(s)))
 		out = binary.LittleEndian.AppendUint64(out, uint64(raw[i]))

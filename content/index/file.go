@@ -12,9 +12,10 @@ import (
 
 // Limits on what is decoded, so that a crafted index costs bounded memory.
 const (
-	maxRaw     = 256 << 20 // bytes of a section, decompressed, other than the framing
-	maxWindow  = 32 << 10  // bytes of a span's window
-	maxNumbers = 4 << 20   // entries, and spans
+	maxRaw    = 256 << 20 // bytes of a section, decompressed, other than the framing
+	maxWindow = 32 << 10  // bytes of a span's window
+	maxSpans  = 4 << 20
+	maxMemory = 8 << 20 // bytes that the framing's decoder may need: the writer's window has 1 MiB
 )
 
 // File is a serialised index. Its parts are decoded when they are asked for,
@@ -84,7 +85,7 @@ func (f *File) openSections(table []byte, size int64) error {
 			stored: int64(binary.LittleEndian.Uint64(table[i*16:])),
 			raw:    int64(binary.LittleEndian.Uint64(table[i*16+8:])),
 		}
-		if s.stored < 0 || s.raw < 0 || s.stored > size-off || i != secFraming && s.raw > maxRaw {
+		if s.stored < 0 || s.raw < 0 || s.stored > size-off || i != secFraming && s.raw > maxRaw || i == secFraming && s.raw > f.TarSize {
 			return fmt.Errorf("%w: section %d of %d bytes (%d decompressed) does not fit", ErrFormat, i, s.stored, s.raw)
 		}
 		f.sections[i] = s
@@ -95,6 +96,9 @@ func (f *File) openSections(table []byte, size int64) error {
 	}
 	return nil
 }
+
+// Len returns the number of entries, without decoding them.
+func (f *File) Len() int { return f.entries }
 
 // Entries decodes the entries.
 func (f *File) Entries() ([]Entry, error) {
@@ -162,11 +166,16 @@ func (f *File) Window(s *Span) ([]byte, error) {
 // Framing streams the bytes of the tar that are no file's data, in order.
 func (f *File) Framing() (io.ReadCloser, error) {
 	s := f.sections[secFraming]
-	dec, err := zstd.NewReader(io.NewSectionReader(f.r, s.off, s.stored), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+	dec, err := zstd.NewReader(io.NewSectionReader(f.r, s.off, s.stored),
+		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxMemory))
 	if err != nil {
 		return nil, fmt.Errorf("read tar framing: %w", err)
 	}
-	return dec.IOReadCloser(), nil
+	rc := dec.IOReadCloser()
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(rc, s.raw), rc}, nil
 }
 
 // section reads and decompresses a section.

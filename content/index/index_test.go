@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -367,4 +368,55 @@ func Example() {
 	}
 	fmt.Printf("%s: %d bytes at %d of the tar, at %d of the flat blob\n", entries[0].Name, entries[0].Size, entries[0].TarOff, entries[0].Off)
 	// Output: etc/motd: 5 bytes at 512 of the tar, at 0 of the flat blob
+}
+
+// A crafted index costs little more memory than its own size warrants: what
+// shares and repeats is counted for each that has it.
+func TestCraftedIndexIsBounded(t *testing.T) {
+	big := make([]index.Xattr, 60)
+	for i := range big {
+		big[i] = index.Xattr{Name: fmt.Sprintf("user.%02d", i), Value: strings.Repeat("v", 60<<10)}
+	}
+	for name, change := range map[string]func(*index.Builder){
+		"one set of attributes for all": func(b *index.Builder) {
+			for i := range 100 {
+				b.Entries = append(b.Entries, index.Entry{Name: fmt.Sprint(i), Xattrs: big})
+			}
+		},
+		"one long name for all": func(b *index.Builder) {
+			long := strings.Repeat(strings.Repeat("n", 250)+"/", 16)
+			for i := range 70_000 {
+				b.Entries = append(b.Entries, index.Entry{Name: long + fmt.Sprint(i)})
+			}
+		},
+		"too many entries": func(b *index.Builder) { b.Entries = make([]index.Entry, index.MaxEntries+1) },
+		"too many extents": func(b *index.Builder) {
+			x := make([]index.Extent, index.MaxExtents/2+1)
+			for i := range x {
+				x[i] = index.Extent{Off: int64(2 * i), TarOff: int64(i), Len: 1}
+			}
+			y := slices.Clone(x)
+			for i := range y {
+				y[i].TarOff += int64(len(x))
+			}
+			b.Header.TarSize = 1 << 30
+			b.Spans = nil
+			b.Entries = []index.Entry{{Name: "a", Size: 1 << 30, Sparse: x}, {Name: "b", Size: 1 << 30, Sparse: y}}
+			b.Digests = make([]index.SHA256, 2)
+		},
+		"files of 2 TiB": func(b *index.Builder) {
+			b.Entries = []index.Entry{{Name: "a", Size: 1 << 40, Sparse: []index.Extent{}}, {Name: "b", Size: 1 << 40, Sparse: []index.Extent{}}}
+			b.Digests = make([]index.SHA256, 2)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := builder(t)
+			change(b)
+			if raw, err := b.Encode(); err == nil {
+				t.Errorf("%d bytes and no error", len(raw))
+			} else if !errors.Is(err, index.ErrFormat) {
+				t.Error(err)
+			}
+		})
+	}
 }

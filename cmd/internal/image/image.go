@@ -50,13 +50,21 @@ func (i *Image) Close() error {
 	return errors.Join(errs...)
 }
 
-// Tree returns the entries of all layers, lowest first.
+// Entries returns the entries of all layers, lowest first. All together are
+// held to the limits of one layer, because all are in memory at once.
 func (i *Image) Entries() ([][]index.Entry, error) {
 	all := make([][]index.Entry, len(i.Layers))
+	total, text := 0, int64(0)
 	for n, l := range i.Layers {
+		if total += l.Index().Len(); total > index.MaxEntries {
+			return nil, fmt.Errorf("layer %s: with it the image has more than %d entries", l.ID().Blob, index.MaxEntries)
+		}
 		entries, err := l.Index().Entries()
 		if err != nil {
 			return nil, fmt.Errorf("layer %s: %w", l.ID().Blob, err)
+		}
+		if text += index.Text(entries); text > index.MaxText {
+			return nil, fmt.Errorf("layer %s: with it the image's names, links and attributes take more than %d bytes", l.ID().Blob, index.MaxText)
 		}
 		all[n] = entries
 	}

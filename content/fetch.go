@@ -13,19 +13,20 @@ import (
 
 // flight is the fetch of one span. Whoever needs the span waits for it.
 type flight struct {
-	span   int
-	done   chan struct{} // closed when err and tar are set
-	err    error
-	tar    []byte        // of the span, if the disk had no room for it
-	wanted chan struct{} // closed when somebody waits, and not only read-ahead
+	span int
+	trip *trip
+	done chan struct{} // closed when err and tar are set
+	err  error
+	tar  []byte // of the span, if the disk had no room for it
+}
+
+// trip is a run of flights in one request.
+type trip struct {
+	wanted chan struct{} // closed when somebody waits for one of them, and not only read-ahead
 	once   sync.Once     // closes wanted
 }
 
-func newFlight(span int) *flight {
-	return &flight{span: span, done: make(chan struct{}), wanted: make(chan struct{})}
-}
-
-func (f *flight) want() { f.once.Do(func() { close(f.wanted) }) }
+func (t *trip) want() { t.once.Do(func() { close(t.wanted) }) }
 
 // ensure waits until the n bytes at off are present. It takes files that other
 // layers have, and fetches the spans that are then missing and that nobody is
@@ -115,14 +116,81 @@ func (l *Layer) claim(off, n int64) ([]*flight, error) {
 	if l.src == nil {
 		return nil, errNoSource
 	}
-	flights := l.startRuns(lo, hi, l.fetch)
-	for _, f := range flights {
-		f.want()
+	if len(l.spans) == 0 || l.store.full.now.Load() {
+		return wanted(l.startRuns(lo, hi, l.fetch), lo, hi), nil
 	}
-	if ahead := l.streams.ahead(lo, hi); ahead > 0 && len(l.spans) > 0 && !l.store.full.now.Load() {
-		l.startRuns(hi, min(hi+ahead, len(l.spans)), l.fetchAhead)
+	first, end := l.around(off, n, lo, hi)
+	begin := lo
+	if lo-first <= maxGap {
+		begin = first // that little is no reason for a request of its own
+	}
+	flights := wanted(l.startRuns(begin, end, l.fetch), lo, hi)
+	l.startRuns(first, begin, l.fetchAhead)
+	if ahead := l.streams.ahead(lo, end); ahead > 0 {
+		l.startRuns(end, min(end+ahead, len(l.spans)), l.fetchAhead)
 	}
 	return flights, nil
+}
+
+// wanted returns those of the flights that are of the spans [lo, hi), and notes
+// that somebody waits for them.
+func wanted(flights []*flight, lo, hi int) []*flight {
+	flights = slices.DeleteFunc(flights, func(f *flight) bool { return f.span < lo || f.span >= hi })
+	for _, f := range flights {
+		f.trip.want()
+	}
+	return flights
+}
+
+const (
+	// wholeFile is the size of files in bytes that are fetched whole when any
+	// of them is read: most of such a file will be, one page fault after the
+	// other, and each would be a request.
+	wholeFile = 16 << 20
+
+	// maxGap is how many spans are fetched that nobody has asked for because
+	// they lie between one that is and one that is here: what is read of a
+	// layer lies close together.
+	maxGap = 2
+)
+
+// around returns the spans [first, end) to fetch when [lo, hi) are missing for
+// the n bytes at off: all of the files that are read there, and small gaps
+// between them and what is here. l.mu is held.
+func (l *Layer) around(off, n int64, lo, hi int) (first, end int) {
+	first, end = lo, hi
+	for i := l.runs.afterFlat(off); i < l.runs.len(); i++ {
+		x := l.runs.at(i)
+		if x.flat >= off+n {
+			break
+		}
+		if x.len <= wholeFile {
+			from, to := l.spansOf(x.tar, x.tar+x.len)
+			first, end = min(first, from), max(end, to)
+		}
+	}
+	return first - l.gap(first, -1), end + l.gap(end-1, 1)
+}
+
+// gap returns how many spans are missing from one span, in one direction, to
+// the next that is here; 0 if they are more than maxGap.
+func (l *Layer) gap(from, step int) int {
+	for n := range maxGap + 1 {
+		i := from + step*(n+1)
+		if i < 0 || i >= len(l.spans) {
+			return 0
+		}
+		if l.has(i) {
+			return n
+		}
+	}
+	return 0
+}
+
+// has reports whether a span is here or on its way. l.mu is held.
+func (l *Layer) has(span int) bool {
+	_, flying := l.flying[span]
+	return flying || l.present.spans.has(span)
 }
 
 var errNoSource = errors.New("it is not here and there is no registry to fetch it from")
@@ -130,14 +198,15 @@ var errNoSource = errors.New("it is not here and there is no registry to fetch i
 // startRuns starts a fetch for each run of spans in [lo, hi) that are missing
 // and not on their way. It returns the flights of all that are missing. l.mu is
 // held.
-func (l *Layer) startRuns(lo, hi int, fetch func(first, end int)) (flights []*flight) {
-	first := -1
+func (l *Layer) startRuns(lo, hi int, fetch func(t *trip, first, end int)) (flights []*flight) {
+	var t *trip
+	first := 0
 	flush := func(end int) {
-		if first >= 0 {
-			from := first
-			l.wg.Go(func() { fetch(from, end) })
+		if t != nil {
+			with, from := t, first
+			l.wg.Go(func() { fetch(with, from, end) })
 		}
-		first = -1
+		t = nil
 	}
 	for i := lo; i < hi; i++ {
 		f, flying := l.flying[i]
@@ -148,16 +217,18 @@ func (l *Layer) startRuns(lo, hi int, fetch func(first, end int)) (flights []*fl
 			flush(i)
 			continue
 		default:
-			f = newFlight(i)
+			f = &flight{span: i, trip: t, done: make(chan struct{})}
 			if f.tar = l.store.spare.get(l, i); f.tar != nil {
 				flush(i)
+				f.trip = newTrip()
 				close(f.done)
 				break
 			}
-			l.flying[i] = f
-			if first < 0 {
-				first = i
+			if t == nil {
+				t, first = newTrip(), i
+				f.trip = t
 			}
+			l.flying[i] = f
 		}
 		flights = append(flights, f)
 	}
@@ -165,18 +236,17 @@ func (l *Layer) startRuns(lo, hi int, fetch func(first, end int)) (flights []*fl
 	return flights
 }
 
+func newTrip() *trip { return &trip{wanted: make(chan struct{})} }
+
 // fetchAhead is fetch for spans that nobody waits for yet. It lets reads that
 // do wait go first, whatever layer they are of, until one waits for these.
-func (l *Layer) fetchAhead(first, end int) {
-	l.mu.Lock()
-	f := l.flying[first]
-	l.mu.Unlock()
+func (l *Layer) fetchAhead(t *trip, first, end int) {
 	select {
 	case <-l.store.demand.idle():
-	case <-f.wanted:
+	case <-t.wanted:
 	case <-l.ctx.Done():
 	}
-	l.fetch(first, end)
+	l.fetch(t, first, end)
 }
 
 // land ends the flight of a span.
@@ -194,7 +264,7 @@ func (l *Layer) land(i int, err error) {
 // fetch fetches the spans [lo, hi), which this process has claimed, and lands
 // them one by one. Other processes are kept from fetching them meanwhile, and
 // what they have fetched is not fetched again.
-func (l *Layer) fetch(lo, hi int) {
+func (l *Layer) fetch(_ *trip, lo, hi int) {
 	unlock, err := l.lockSpans(lo, hi)
 	if err == nil {
 		defer unlock()

@@ -1,6 +1,7 @@
 package content_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -249,8 +250,26 @@ func TestReadIsReaderAt(t *testing.T) {
 	}
 }
 
-func TestNothingIsFetchedForAFewBytesButTheirSpan(t *testing.T) {
-	l := newLayer(t, "gzip")
+// longLayer is a layer of one file, so long that it is not fetched whole.
+func longLayer(t *testing.T) *layer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	data := bytes.Repeat([]byte("long"), 5<<20)
+	if err := w.WriteHeader(&tar.Header{Name: "long", Size: int64(len(data)), Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return layerOf(t, b.Bytes(), "tar")
+}
+
+func TestNothingIsFetchedOfALongFileButTheSpan(t *testing.T) {
+	l := longLayer(t)
 	from := l.open(t, openStore(t, t.TempDir()))
 	defer from.Close()
 	l.read(t, from, int64(len(l.flat))/2, 1)
@@ -258,6 +277,68 @@ func TestNothingIsFetchedForAFewBytesButTheirSpan(t *testing.T) {
 		t.Errorf("%d spans in %d requests for one byte", got, l.src.requests.Load())
 	}
 }
+
+// Small gaps to what is here are closed with the same request.
+func TestGapsAreClosed(t *testing.T) {
+	l := longLayer(t)
+	from := l.open(t, openStore(t, t.TempDir()))
+	defer from.Close()
+	for i, want := range []struct{ span, with int }{{10, 10}, {13, 11}, {7, 9}, {20, 20}, {17, 19}} {
+		l.read(t, from, l.inside(want.span), 1)
+		l.read(t, from, l.inside(want.with), 1)
+		if got := l.src.requests.Load(); got != int64(i+1) {
+			t.Errorf("after the spans %d and %d: %d requests, want %d", want.span, want.with, got, i+1)
+		}
+	}
+}
+
+// A file is fetched whole with the first read of it, but the read waits only
+// for what it needs.
+func TestFilesAreFetchedWhole(t *testing.T) {
+	l := newLayer(t, "tar")
+	from := l.open(t, openStore(t, t.TempDir()))
+	i := slices.IndexFunc(l.entries, func(e index.Entry) bool { return e.Size == 3<<20 })
+	l.read(t, from, l.entries[i].Off, 1)
+	l.read(t, from, l.entries[i].Off, 3<<20)
+	if got := l.src.requests.Load(); got != 1 {
+		t.Errorf("a file of 3 MiB took %d requests", got)
+	}
+	if err := from.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A read of what has been queued behind all reads, but is not the first of it,
+// does not wait for itself.
+func TestQueuedReadAheadIsWanted(t *testing.T) {
+	l := longLayer(t)
+	from := l.open(t, openStore(t, t.TempDir()))
+	defer from.Close()
+	asked, answer := make(chan int64, 10), make(chan struct{})
+	l.src.ask = func(off int64) { asked <- off; <-answer }
+	done := make(chan struct{}, 4)
+	read := func(span int) { l.read(t, from, l.inside(span), 1); done <- struct{}{} }
+	for i := range 2 { // in order, so that the third will be fetched ahead
+		go read(i)
+		<-asked
+		answer <- struct{}{}
+		<-done
+	}
+	<-asked // the third
+	answer <- struct{}{}
+	go read(3) // with two more behind it
+	<-asked
+	go read(5)
+	if got := <-asked; got != l.spans[4].BlobOff {
+		t.Errorf("the request for span 5 begins at %d, want %d: it is no read-ahead", got, l.spans[4].BlobOff)
+	}
+	close(answer)
+	<-done
+	<-done
+}
+
+// inside is a place in the flat blob that has data of one span only.
+func (l *layer) inside(span int) int64 { return l.offOf(span) + index.BlockSize }
 
 // Many readers of one place, in one process and in two, fetch it once.
 func TestSingleFlight(t *testing.T) {
@@ -419,7 +500,7 @@ func TestRegistryGone(t *testing.T) {
 
 // Read-ahead waits for reads that somebody waits for.
 func TestDemandGoesFirst(t *testing.T) {
-	l := newLayer(t, "tar")
+	l := longLayer(t)
 	asked := make(chan int64, 100)
 	answer := make(chan struct{})
 	l.src.ask = func(off int64) {
@@ -433,13 +514,13 @@ func TestDemandGoesFirst(t *testing.T) {
 		done <- struct{}{}
 	}
 	done := make(chan struct{}, 10)
-	go read(l.offOf(1), done)
+	go read(l.inside(1), done)
 	<-asked
 	answer <- struct{}{}
 	<-done
-	go read(l.offOf(2), done) // in order, so that span 3 will be fetched ahead
+	go read(l.inside(2), done) // in order, so that span 3 will be fetched ahead
 	<-asked
-	go read(l.offOf(4), done)
+	go read(l.inside(4), done)
 	if got := <-asked; got < l.spans[4].BlobOff {
 		t.Errorf("the second request while a read waits is at %d of the blob, which is ahead of it", got)
 	}

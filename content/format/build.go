@@ -28,7 +28,7 @@ var ErrUnsupported = errors.New("unsupported layer format")
 
 // SpanSize is the least length of a span but the last, in bytes of tar. What
 // a start touches grows with it, and so shrinks the index: see DESIGN.md.
-const SpanSize = 1 << 20
+const SpanSize = 512 << 10
 
 // Layer says what a blob must turn out to be.
 type Layer struct {

@@ -57,6 +57,8 @@ func experiments() []experiment {
 		{"no-index", firstOutput("not indexed", slow, false)},
 		{"no-index-fast", firstOutput("not indexed, loopback", fast, false)},
 		{"containers", containers},
+		{"pulls", pulls},
+		{"snapshots", chains},
 		{"start", local(images.Python, start)},
 		{"tree", local(images.Files, tree)},
 		{"file", local(images.Big, file)},

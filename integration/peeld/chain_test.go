@@ -3,7 +3,6 @@ package peeld_test
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -179,7 +178,9 @@ func TestSecondNode(t *testing.T) {
 	if out := first.run(t, first.pull(t, repo)); !strings.Contains(out, images.Ready) {
 		t.Errorf("it printed %q", out)
 	}
-	first.waitForLog(t, "indices are attached")
+	if err := first.peeld.WaitForLog(t.Context(), "indices are attached"); err != nil {
+		t.Fatal(err)
+	}
 	second := newNode(t, link.Options{}, "")
 	if out := second.run(t, second.pull(t, repo)); !strings.Contains(out, images.Ready) {
 		t.Errorf("it printed %q", out)
@@ -189,20 +190,4 @@ func TestSecondNode(t *testing.T) {
 	}
 	first.noneLeft(t)
 	second.noneLeft(t)
-}
-
-// waitForLog returns when peeld has said something.
-func (n *node) waitForLog(t *testing.T, what string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	poll := time.NewTicker(50 * time.Millisecond)
-	defer poll.Stop()
-	for !strings.Contains(n.peeld.Log(), what) {
-		select {
-		case <-poll.C:
-		case <-ctx.Done():
-			t.Fatalf("peeld does not say %q:\n%s", what, n.peeld.Log())
-		}
-	}
 }

@@ -4,10 +4,13 @@ package peeld
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
+	"time"
 
 	"github.com/peelfs/peel/integration/containerd"
 	"github.com/peelfs/peel/integration/mounts"
@@ -83,6 +86,26 @@ func (d *Daemon) Stop() error { return d.process.Stop() }
 
 // Close stops the daemon and unmounts everything below its folder, which stays.
 func (d *Daemon) Close() error { return errors.Join(d.process.Stop(), mounts.Detach(d.Dir)) }
+
+// logTimeout is how long a daemon may take to say what it is expected to.
+const logTimeout = time.Minute
+
+// WaitForLog returns when the daemon's log has the text. It looks again and
+// again, since a log cannot be waited for.
+func (d *Daemon) WaitForLog(ctx context.Context, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
+	poll := time.NewTicker(20 * time.Millisecond)
+	defer poll.Stop()
+	for !strings.Contains(d.Log(), text) {
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return fmt.Errorf("the daemon does not say %q: %w", text, ctx.Err())
+		}
+	}
+	return nil
+}
 
 // Log returns what the daemon has had to say.
 func (d *Daemon) Log() string {

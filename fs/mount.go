@@ -224,9 +224,9 @@ func fuseOptions(opts Options) *fuse.MountOptions {
 		// The kernel checks modes and ACLs itself, from what it has cached.
 		Options: []string{"default_permissions"},
 
-		// Requests of 1 MiB do not fit into a pipe beside their header, so
-		// splice would fail. Read-ahead stays at the kernel's 128 KiB: go-fuse
-		// cannot ask for more, and more would fetch spans that nobody reads.
+		// Every goroutine that waits for a request has a buffer of this size.
+		// Read-ahead stays at the kernel's 128 KiB: go-fuse cannot ask for
+		// more, and more would fetch spans that nobody reads.
 		MaxWrite: 512 << 10,
 
 		// Read-ahead requests at once. Those that wait for the network must not

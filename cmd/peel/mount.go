@@ -162,6 +162,7 @@ func (m *mounting) serve(waiting context.Context, c *cli.Context, progress image
 	}
 	defer stop()
 	tell(message{Mounted: true})
+	debug.FreeOSMemory() // the entries are garbage now, and most of what the process has ever used
 	if c.Bool("wait") {
 		fetching, cancel := context.WithCancel(waiting)
 		fetched := make(chan struct{})
@@ -171,8 +172,7 @@ func (m *mounting) serve(waiting context.Context, c *cli.Context, progress image
 	return m.wait(c.Context, srv)
 }
 
-// mount builds the tree and mounts it. The entries are garbage after that,
-// and most of what the process has ever used, so the memory is given back.
+// mount builds the tree and mounts it.
 func (m *mounting) mount(c *cli.Context, img *image.Image) (*fs.Server, error) {
 	entries, err := img.Entries()
 	if err != nil {
@@ -200,8 +200,6 @@ func (m *mounting) mount(c *cli.Context, img *image.Image) (*fs.Server, error) {
 		}
 	}
 	srv, err := fs.Mount(m.dir, tree, blobs, opts)
-	entries = nil
-	debug.FreeOSMemory()
 	if err != nil {
 		return nil, err
 	}

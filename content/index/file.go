@@ -26,7 +26,7 @@ type File struct {
 	Header
 
 	r        io.ReaderAt
-	dec      *zstd.Decoder
+	windows  *zstd.Decoder
 	sections [numSections]section
 	entries  int
 	spans    int
@@ -67,8 +67,12 @@ func Open(r io.ReaderAt, size int64) (*File, error) {
 		return nil, err
 	}
 	var err error
-	f.dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecoderLowmem(true))
+	f.windows, err = newDecoder()
 	return f, err
+}
+
+func newDecoder() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxRaw), zstd.WithDecoderLowmem(true))
 }
 
 // decodeBlob reads a digest, and the bytes that it is of.
@@ -156,7 +160,7 @@ func (f *File) Window(s *Span) ([]byte, error) {
 	if err := h.Decode(z); err != nil || !h.HasFCS || h.FrameContentSize > maxWindow {
 		return nil, fmt.Errorf("%w: window at %d is no frame of at most %d bytes", ErrFormat, s.Window.Off, maxWindow)
 	}
-	w, err := f.dec.DecodeAll(z, make([]byte, 0, h.FrameContentSize))
+	w, err := f.windows.DecodeAll(z, make([]byte, 0, h.FrameContentSize))
 	if err != nil || len(w) > maxWindow {
 		return nil, fmt.Errorf("%w: window at %d: %d bytes, %v", ErrFormat, s.Window.Off, len(w), err)
 	}
@@ -184,8 +188,15 @@ func (f *File) section(i int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A decoder keeps what it has decoded last, which can be megabytes, so this
+	// one does not stay.
+	dec, err := newDecoder()
+	if err != nil {
+		return nil, err
+	}
+	defer dec.Close()
 	want := f.sections[i].raw
-	raw, err := f.dec.DecodeAll(z, make([]byte, 0, min(want, 64*int64(len(z))+1024)))
+	raw, err := dec.DecodeAll(z, make([]byte, 0, min(want, 64*int64(len(z))+1024)))
 	if err != nil || int64(len(raw)) != want {
 		return nil, fmt.Errorf("%w: section %d gives %d bytes and should give %d (%v)", ErrFormat, i, len(raw), want, err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,8 +81,37 @@ func (b *bed) push(ctx context.Context, img *images.Image, indexed bool) (repo s
 // ref names the repository's image, with no link in between.
 func (b *bed) ref(repo string) string { return b.registry.Addr() + "/" + repo + ":latest" }
 
-// machine returns a line on what this runs on.
-func machine() (string, error) {
+// fileSystems names those that tests usually run on, by statfs(2)'s number.
+var fileSystems = map[int64]string{
+	unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "XFS", unix.BTRFS_SUPER_MAGIC: "Btrfs",
+	unix.TMPFS_MAGIC: "tmpfs, which has no cold reads", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
+}
+
+// disk returns what holds the files in dir, and how far it reads ahead, which
+// is much of what cold reads depend on.
+func disk(dir string) (string, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return "", err
+	}
+	name := cmp.Or(fileSystems[int64(fs.Type)], fmt.Sprintf("file system %#x", fs.Type))
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return "", err
+	}
+	ahead, err := os.ReadFile(fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		return name, nil // not every file system says
+	}
+	return fmt.Sprintf("%s that reads %s KiB ahead", name, strings.TrimSpace(string(ahead))), nil
+}
+
+// machine returns a line on what this runs on, with its files in dir.
+func machine(dir string) (string, error) {
+	files, err := disk(dir)
+	if err != nil {
+		return "", err
+	}
 	var uname unix.Utsname
 	if err := unix.Uname(&uname); err != nil {
 		return "", err
@@ -103,6 +133,6 @@ func machine() (string, error) {
 	}
 	release := string(uname.Release[:bytes.IndexByte(uname.Release[:], 0)])
 	memory := float64(info.Totalram) * float64(info.Unit) / (1 << 30)
-	return fmt.Sprintf("%d cores (%s), %.0f GiB, Linux %s, %s.",
-		runtime.NumCPU(), model, memory, release, runtime.Version()), nil
+	return fmt.Sprintf("%d cores (%s), %.0f GiB, Linux %s, %s, files on %s.",
+		runtime.NumCPU(), model, memory, release, runtime.Version(), files), nil
 }

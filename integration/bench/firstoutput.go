@@ -38,12 +38,12 @@ func firstOutput(what string, over link.Options, indexed bool) prepare {
 			for _, system := range systems {
 				p := coldstart.Program{Repo: system.repo, Args: images.Program, Ready: images.Ready}
 				r, err := system.start(ctx, p)
-				if err != nil && system.name == stargzRow && ctx.Err() == nil {
-					s.missing(what+": first output", system.name, err) // a peer may fail
-					continue
+				if ctx.Err() != nil {
+					return ctx.Err()
 				}
 				if err != nil {
-					return err
+					s.missing(what+": first output", system.name, err)
+					continue
 				}
 				s.add(what+": file system there", system.name, "s", r.Root.Seconds())
 				s.add(what+": first output", system.name, "s", r.Output.Seconds())

@@ -21,9 +21,13 @@ type task struct {
 	args   []string // after the path
 	input  string
 
-	coldN, warmN int // operations, if the load takes a number; scale is for one
+	cold, warm goal
+}
 
-	coldLimits, warmLimits limits
+// goal is what a task is to do with the caches in one state, and how well.
+type goal struct {
+	n      int // operations, if the load takes a number; the figure is for one
+	limits limits
 }
 
 // limits are the ratios to native overlayfs that the systems may have at most.
@@ -35,11 +39,20 @@ func erofs(most float64) limits { return limits{fuseRow: most, localRow: most} }
 // coldReads are the limits of reads with nothing in the page cache.
 var coldReads = limits{fuseRow: 1.5, localRow: 1.1}
 
-// How often a round takes each figure: they are quick, and what else the
-// machine does disturbs them.
-const (
-	coldTimes = 2
-	warmTimes = 5
+// phase is a state of the kernel's caches.
+type phase struct {
+	name  string
+	flags []string
+	goal  func(task) goal
+
+	// How often a round takes each figure, first in vain and then for the
+	// table: they are quick, and what else the machine does disturbs them.
+	vain, times int
+}
+
+var (
+	coldPhase = phase{"cold", []string{"-cold"}, func(t task) goal { return t.cold }, 0, 2}
+	warmPhase = phase{"warm", nil, func(t task) goal { return t.warm }, 1, 5}
 )
 
 const python = "import argparse, asyncio, csv, decimal, email, http.client, json, logging, sqlite3, ssl, urllib.request, xml.dom, zipfile"
@@ -52,8 +65,15 @@ var start = []task{{
 
 // tree is many small files.
 var tree = []task{
-	{metric: "stat of 100,000 files", unit: "s", scale: 1, load: []string{"stat"}, coldLimits: erofs(0.9), warmLimits: erofs(1.1)},
-	{metric: "open and read 20,000 small files", unit: "s", scale: 1, load: []string{"files"}, input: smallFiles(20_000), coldLimits: coldReads, warmLimits: erofs(1.05)},
+	{
+		metric: "stat of 100,000 files", unit: "s", scale: 1,
+		load: []string{"stat"}, cold: goal{limits: erofs(0.9)}, warm: goal{limits: erofs(1.1)},
+	},
+	{
+		metric: "open and read 20,000 small files", unit: "s", scale: 1,
+		load: []string{"files"}, input: smallFiles(20_000),
+		cold: goal{limits: coldReads}, warm: goal{limits: erofs(1.05)},
+	},
 }
 
 // smallFiles returns the names of files in the image of many, a line for each.
@@ -67,11 +87,31 @@ func smallFiles(n int) string {
 
 // file is one large file.
 var file = []task{
-	{metric: "sequential read of 512 MiB, 1 job", unit: "s", scale: 1, load: []string{"sequential"}, path: images.BigFile, coldLimits: coldReads, warmLimits: erofs(1.1)},
-	{metric: "sequential read of 512 MiB, 4 jobs", unit: "s", scale: 1, load: []string{"-jobs", "4", "sequential"}, path: images.BigFile, coldLimits: coldReads, warmLimits: erofs(1.1)},
-	{metric: "4 KiB random reads, 1 job", unit: "µs each", scale: 1e6, load: []string{"random"}, path: images.BigFile, coldN: 4000, warmN: 200_000, coldLimits: coldReads, warmLimits: erofs(1.1)},
-	{metric: "4 KiB random reads, 4 jobs", unit: "µs each", scale: 1e6, load: []string{"-jobs", "4", "random"}, path: images.BigFile, coldN: 8000, warmN: 400_000, coldLimits: coldReads, warmLimits: erofs(1.1)},
-	{metric: "pages of a mapped file touched", unit: "µs each", scale: 1e6, load: []string{"mapped"}, path: images.BigFile, coldN: 4000, warmN: 100_000, coldLimits: coldReads},
+	{
+		metric: "sequential read of 512 MiB, 1 job", unit: "s", scale: 1,
+		load: []string{"sequential"}, path: images.BigFile,
+		cold: goal{limits: coldReads}, warm: goal{limits: erofs(1.1)},
+	},
+	{
+		metric: "sequential read of 512 MiB, 4 jobs", unit: "s", scale: 1,
+		load: []string{"-jobs", "4", "sequential"}, path: images.BigFile,
+		cold: goal{limits: coldReads}, warm: goal{limits: erofs(1.1)},
+	},
+	{
+		metric: "4 KiB random reads, 1 job", unit: "µs each", scale: 1e6,
+		load: []string{"random"}, path: images.BigFile,
+		cold: goal{4000, coldReads}, warm: goal{200_000, erofs(1.1)},
+	},
+	{
+		metric: "4 KiB random reads, 4 jobs", unit: "µs each", scale: 1e6,
+		load: []string{"-jobs", "4", "random"}, path: images.BigFile,
+		cold: goal{8000, coldReads}, warm: goal{400_000, erofs(1.1)},
+	},
+	{
+		metric: "pages of a mapped file touched", unit: "µs each", scale: 1e6,
+		load: []string{"mapped"}, path: images.BigFile,
+		cold: goal{4000, coldReads}, warm: goal{n: 100_000},
+	},
 }
 
 // local does tasks to an image as every system shows it.
@@ -86,14 +126,11 @@ func local(image func(context.Context) (*images.Image, error), tasks []task) pre
 			return nil, nil, err
 		}
 		return func(ctx context.Context, s *samples) error {
-			for _, t := range tasks {
-				if err := b.cold(ctx, places, t, s); err != nil {
-					return err
-				}
-			}
-			for _, t := range tasks {
-				if err := b.warm(ctx, places, t, s); err != nil {
-					return err
+			for _, phase := range []phase{coldPhase, warmPhase} {
+				for _, t := range tasks {
+					if err := b.take(ctx, phase, t, places, s); err != nil {
+						return err
+					}
 				}
 			}
 			// So that no system always comes after the same one.
@@ -105,32 +142,24 @@ func local(image func(context.Context) (*images.Image, error), tasks []task) pre
 	}
 }
 
-// cold takes each figure with all caches dropped just before.
-func (b *bed) cold(ctx context.Context, places []place, t task, s *samples) error {
-	for range coldTimes {
+// take takes a task's figures, of one place after the other. A place that fails
+// does not keep it from the others.
+func (b *bed) take(ctx context.Context, phase phase, t task, places []place, s *samples) error {
+	metric, goal := t.metric+", "+phase.name, phase.goal(t)
+	for i := range phase.vain + phase.times {
 		for _, p := range places {
-			value, err := b.run(ctx, t, p, t.coldN, "-cold")
-			if err != nil {
-				return err
+			value, err := 0.0, p.err
+			if err == nil {
+				value, err = b.run(ctx, t, p, goal.n, phase.flags...)
 			}
-			s.add(t.metric+", cold", p.system, t.unit, value)
-			s.limitRatio(t.metric+", cold", p.system, t.coldLimits[p.system])
-		}
-	}
-	return nil
-}
-
-// warm takes each figure once in vain, and then some times more.
-func (b *bed) warm(ctx context.Context, places []place, t task, s *samples) error {
-	for i := range 1 + warmTimes {
-		for _, p := range places {
-			value, err := b.run(ctx, t, p, t.warmN)
-			if err != nil {
-				return err
-			}
-			if i > 0 {
-				s.add(t.metric+", warm", p.system, t.unit, value)
-				s.limitRatio(t.metric+", warm", p.system, t.warmLimits[p.system])
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case err != nil:
+				s.missing(metric, p.system, err)
+			case i >= phase.vain:
+				s.add(metric, p.system, t.unit, value)
+				s.limitRatio(metric, p.system, goal.limits[p.system])
 			}
 		}
 	}

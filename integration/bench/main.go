@@ -3,6 +3,9 @@
 // peel has set itself.
 //
 //	bench [-run REGEXP] [-n ROUNDS] [-markdown] [-plot FILE]
+//
+// What fails is a row that says why; the rest goes on. The folder that TMPDIR
+// names, else /tmp, is where everything is unpacked: it should be on ext4.
 package main
 
 import (
@@ -13,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 	"syscall"
 
 	"github.com/peelfs/peel/integration/images"
@@ -28,9 +32,6 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, *pattern, *rounds, output{*markdown, *plot}); err != nil {
-		if ctx.Err() != nil {
-			err = errors.New("interrupted")
-		}
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		stop()
 		os.Exit(1)
@@ -76,6 +77,7 @@ const (
 	peelRow       = "peel"
 	stargzRow     = "stargz"
 	containerdRow = "containerd"
+	everyRow      = "all" // of an experiment that failed
 )
 
 func nothing() error { return nil }
@@ -88,10 +90,6 @@ func run(ctx context.Context, pattern string, rounds int, out output) (err error
 	if os.Getuid() != 0 {
 		return errors.New("mounting and chroot take root: run make bench as root")
 	}
-	facts, err := machine()
-	if err != nil {
-		return err
-	}
 	peel, err := parts.Peel(ctx)
 	if err != nil {
 		return err
@@ -102,17 +100,32 @@ func run(ctx context.Context, pattern string, rounds int, out output) (err error
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 
+	facts, err := machine(b.dir)
+	if err != nil {
+		return err
+	}
 	var all samples
 	for _, e := range experiments() {
 		if !match.MatchString(e.name) {
 			continue
 		}
-		if err := e.run(ctx, b, &all, rounds); err != nil {
-			return fmt.Errorf("%s: %w", e.name, err)
+		err := e.run(ctx, b, &all, rounds)
+		if ctx.Err() != nil {
+			return errors.Join(context.Cause(ctx), err)
+		}
+		if err != nil { // the others may work
+			fmt.Fprintf(os.Stderr, "%s: %v\n", e.name, err)
+			all.missing(e.name, everyRow, err)
 		}
 	}
 	fmt.Printf("%s Medians of %d rounds, with the least and the most.\n\n", facts, rounds)
-	return out.write(&all)
+	if err := out.write(&all); err != nil {
+		return err
+	}
+	if failed := all.failures(); len(failed) > 0 {
+		return fmt.Errorf("not everything could be measured:\n%s", strings.Join(failed, "\n"))
+	}
+	return nil
 }
 
 // output says in what form the figures are wanted.

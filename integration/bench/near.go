@@ -44,7 +44,7 @@ func near(ctx context.Context, b *bed) (round, func() error, error) {
 		}
 		defer func() { err = errors.Join(err, peel.Umount(ctx, root), os.RemoveAll(dir)) }()
 		before := len(l.Requests())
-		took, err := b.run(ctx, read, place{peelRow, root}, 0)
+		took, err := b.run(ctx, read, place{system: peelRow, root: root}, 0)
 		if err != nil {
 			return err
 		}

@@ -21,17 +21,22 @@ import (
 // The systems that show an image whose data is all on this machine. All have
 // the same kind of writable overlay on top, as a container's root has.
 const (
+	nativeRow = "overlayfs on unpacked layers" // as containerd's snapshotter makes it
 	fuseRow   = "peel erofs, FUSE blob"        // mounted lazily, and then all data was read
 	localRow  = "peel erofs, local blob"       // mounted when all was there
 	loopRow   = "peel loop"                    // so too
 	treeRow   = "peel tree"                    // so too
-	nativeRow = "overlayfs on unpacked layers" // as containerd's snapshotter makes it
 )
 
 // place is a root file system, as one system shows it.
-type place struct{ system, root string }
+type place struct {
+	system, root string
+	err          error // why it is not there
+}
 
-// places mounts an image by every system, and returns what unmounts it.
+// places mounts an image by every system, and returns what unmounts it. They
+// come in the order of the table, the one that the others are compared with
+// first.
 func (b *bed) places(ctx context.Context, img *images.Image) (all []place, closeAll func() error, err error) {
 	var closers []func() error
 	closeAll = func() (err error) {
@@ -40,77 +45,71 @@ func (b *bed) places(ctx context.Context, img *images.Image) (all []place, close
 		}
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, closeAll())
-		}
-	}()
 	dir, err := os.MkdirTemp(b.dir, "places")
 	if err != nil {
 		return nil, nil, err
 	}
-	add := func(peel cli.Peel, repo, system, driver string) error {
-		image, err := os.MkdirTemp(dir, "image")
-		if err != nil {
-			return err
-		}
-		if err := peel.Mount(ctx, b.ref(repo), image, "--driver", driver); err != nil {
-			return err
-		}
-		closers = append(closers, func() error { return peel.Umount(ctx, image) })
-		root, err := overlay(dir, image)
-		if err != nil {
-			return err
-		}
-		closers = append(closers, func() error { return mounts.Detach(root) })
-		all = append(all, place{system, root})
-		return nil
-	}
-	lazy := cli.Peel{Program: b.peel, Root: filepath.Join(dir, "lazy")}
-	repo, err := b.push(ctx, img, true)
+	lazy, err := b.push(ctx, img, true)
 	if err != nil {
-		return nil, nil, err
-	}
-	if err := add(lazy, repo, fuseRow, "erofs"); err != nil {
-		return nil, nil, err
-	}
-	if err := readWhole(ctx, all[0].root); err != nil {
 		return nil, nil, err
 	}
 	// An image without an index is read whole before it is mounted.
-	whole := cli.Peel{Program: b.peel, Root: filepath.Join(dir, "whole")}
-	if repo, err = b.push(ctx, img, false); err != nil {
+	whole, err := b.push(ctx, img, false)
+	if err != nil {
 		return nil, nil, err
 	}
-	for _, p := range []struct{ system, driver string }{{localRow, "erofs"}, {loopRow, "loop"}, {treeRow, "tree"}} {
-		if err := add(whole, repo, p.system, p.driver); err != nil {
-			return nil, nil, err
-		}
+	root, closeNative, err := b.native(ctx, dir, whole)
+	if closeNative != nil {
+		closers = append(closers, closeNative)
 	}
+	all = append(all, place{nativeRow, root, err})
+	for _, p := range []struct{ system, repo, driver string }{
+		{fuseRow, lazy, "erofs"}, {localRow, whole, "erofs"}, {loopRow, whole, "loop"}, {treeRow, whole, "tree"},
+	} {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, errors.Join(err, closeAll())
+		}
+		peel := cli.Peel{Program: b.peel, Root: filepath.Join(dir, p.repo)}
+		mnt, err := os.MkdirTemp(dir, "image")
+		if err == nil {
+			err = peel.Mount(ctx, b.ref(p.repo), mnt, "--driver", p.driver)
+		}
+		root := ""
+		if err == nil {
+			closers = append(closers, func() error { return peel.Umount(ctx, mnt) })
+			root, err = overlay(dir, mnt)
+		}
+		if err == nil {
+			closers = append(closers, func() error { return mounts.Detach(root) })
+		}
+		if err == nil && p.system == fuseRow {
+			err = readWhole(ctx, root)
+		}
+		all = append(all, place{p.system, root, err})
+	}
+	return all, closeAll, nil
+}
+
+// native pulls an image with containerd, which unpacks it, and mounts it. The
+// function stops containerd; it is nil if there is none.
+func (b *bed) native(ctx context.Context, dir, repo string) (root string, stop func() error, err error) {
 	own := filepath.Join(dir, "containerd")
 	if err := os.Mkdir(own, 0o755); err != nil {
-		return nil, nil, err
+		return "", nil, err
 	}
 	c, err := containerd.Start(ctx, own, containerd.Options{})
 	if err != nil {
-		return nil, nil, err
+		return "", nil, err
 	}
-	closers = append(closers, c.Close)
 	if err := c.Pull(ctx, b.ref(repo)); err != nil {
-		return nil, nil, err
+		return "", c.Close, err
 	}
-	root, err := c.Mount(ctx, b.ref(repo))
-	if err != nil {
-		return nil, nil, err
-	}
-	return append(all, place{nativeRow, root}), closeAll, nil
+	root, err = c.Mount(ctx, b.ref(repo))
+	return root, c.Close, err
 }
 
 // overlay mounts a writable overlay over a root file system, below dir.
 func overlay(dir, lower string) (root string, err error) {
-	if os.Getenv("NOOVER") != "" {
-		return lower, nil
-	}
 	if dir, err = os.MkdirTemp(dir, "overlay"); err != nil {
 		return "", err
 	}

@@ -19,10 +19,11 @@ const (
 	panelFoot  = 26
 )
 
-// bar is one system's ratio to the reference.
+// bar is one system's ratio to the reference, and what it may be at most; 0 if
+// there is no limit.
 type bar struct {
-	system string
-	ratio  float64
+	system      string
+	ratio, most float64
 }
 
 // group is the bars of one metric.
@@ -32,7 +33,8 @@ type group struct {
 }
 
 // plot writes the times of all metrics that have a reference as an SVG, a
-// panel for each reference: bars to the left of the line are faster than it.
+// panel for each reference: bars to the left of the line are faster than it, and
+// a bar is to end left of the mark across it, which is its limit.
 func (s *samples) plot(w io.Writer) error {
 	var body strings.Builder
 	y := 0
@@ -61,7 +63,11 @@ func (s *samples) groups(reference string) []group {
 			all = append(all, group{metric: r.metric})
 		}
 		last := &all[len(all)-1]
-		last.bars = append(last.bars, bar{r.system, r.median() / ref.median()})
+		b := bar{system: r.system, ratio: r.median() / ref.median()}
+		if r.ratio {
+			b.most = r.most
+		}
+		last.bars = append(last.bars, b)
 	}
 	return all
 }
@@ -69,13 +75,9 @@ func (s *samples) groups(reference string) []group {
 // panel draws groups below y, and returns where it ends.
 func panel(w *strings.Builder, y int, reference string, groups []group) int {
 	x, ticks := axis(groups)
-	fmt.Fprintf(w, `<text x="12" y="%d" font-size="13" font-weight="600">Time, as a ratio to %s</text>`+"\n", y+22, escape(reference))
+	fmt.Fprintf(w, `<text x="12" y="%d" font-size="13" font-weight="600">Time, as a ratio to %s: left is faster</text>`+"\n", y+22, escape(reference))
 	systems := systems(groups)
-	for i, at := 0, 12; i < len(systems); i++ {
-		fmt.Fprintf(w, `<rect x="%d" y="%d" width="10" height="10" fill="%s"/><text x="%d" y="%d">%s</text>`+"\n",
-			at, y+33, color(systems, systems[i]), at+14, y+42, escape(systems[i]))
-		at += 34 + 6*len(systems[i])
-	}
+	legend(w, y+panelHead-25, systems, hasLimits(groups))
 	top, bottom := y+panelHead, y+panelHead
 	for _, g := range groups {
 		bottom += len(g.bars)*barHeight + barGap
@@ -96,11 +98,28 @@ func panel(w *strings.Builder, y int, reference string, groups []group) int {
 			from, to := min(x(b.ratio), x(1)), max(x(b.ratio), x(1))
 			fmt.Fprintf(w, `<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s"><title>%s: %.2f</title></rect>`+"\n",
 				from, at, max(to-from, 1), barHeight-1, color(systems, b.system), escape(b.system), b.ratio)
+			if b.most > 0 {
+				fmt.Fprintf(w, `<path d="M%.1f %dv%d" stroke="%s" stroke-width="2"/>`+"\n", x(b.most), at-1, barHeight+1, limitColor)
+			}
 			at += barHeight
 		}
 		at += barGap
 	}
 	return bottom + panelFoot
+}
+
+// legend names the colors, in a line at y.
+func legend(w *strings.Builder, y int, systems []string, limits bool) {
+	at := 12
+	for _, system := range systems {
+		fmt.Fprintf(w, `<rect x="%d" y="%d" width="10" height="10" fill="%s"/><text x="%d" y="%d">%s</text>`+"\n",
+			at, y, color(systems, system), at+14, y+9, escape(system))
+		at += 34 + 6*len(system)
+	}
+	if limits {
+		fmt.Fprintf(w, `<path d="M%d %dv10" stroke="%s" stroke-width="2"/><text x="%d" y="%d">limit</text>`+"\n",
+			at+5, y, limitColor, at+14, y+9)
+	}
 }
 
 // axis returns where a ratio stands, on a logarithmic axis that has room for
@@ -109,7 +128,7 @@ func axis(groups []group) (x func(ratio float64) float64, ticks []float64) {
 	low, high := -1.0, 1.0 // powers of two
 	for _, g := range groups {
 		for _, b := range g.bars {
-			low, high = min(low, math.Floor(math.Log2(b.ratio))), max(high, math.Ceil(math.Log2(b.ratio)))
+			low, high = min(low, math.Floor(math.Log2(b.ratio))), max(high, math.Ceil(math.Log2(max(b.ratio, b.most))))
 		}
 	}
 	for power := low; power <= high; power++ {
@@ -136,6 +155,15 @@ func systems(groups []group) []string {
 	}
 	return all
 }
+
+func hasLimits(groups []group) bool {
+	return slices.ContainsFunc(groups, func(g group) bool {
+		return slices.ContainsFunc(g.bars, func(b bar) bool { return b.most > 0 })
+	})
+}
+
+// limitColor is none of the systems'.
+const limitColor = "#d1242f"
 
 // color returns a system's, of a palette that is good for the color-blind too.
 func color(systems []string, system string) string {

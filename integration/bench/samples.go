@@ -12,7 +12,7 @@ type row struct {
 	system string
 	unit   string
 	values []float64
-	absent string // why there are no values
+	failed string // why there is no value, or too few
 
 	most  float64 // that the median may be; 0 if there is no limit
 	ratio bool    // most is of the ratio to the reference
@@ -52,7 +52,18 @@ func (s *samples) add(metric, system, unit string, value float64) {
 // missing says why there is no value, in a row that stays.
 func (s *samples) missing(metric, system string, why error) {
 	first, _, _ := strings.Cut(why.Error(), "\n")
-	s.row(metric, system).absent = first
+	s.row(metric, system).failed = first
+}
+
+// failures lists what could not be measured, but for that of the peers.
+func (s *samples) failures() []string {
+	var all []string
+	for _, r := range s.rows {
+		if r.failed != "" && !isReference(r.system) && r.system != stargzRow {
+			all = append(all, fmt.Sprintf("%s, %s: %s", r.metric, r.system, r.failed))
+		}
+	}
+	return all
 }
 
 // limit adds what a row's median may be at most.
@@ -83,27 +94,36 @@ func (r *row) median() float64 {
 // cells are a row of the table, without the metric.
 func (s *samples) cells(r *row) []string {
 	if len(r.values) == 0 {
-		return []string{r.system, "-", "", "", "", "", "", r.absent}
+		return []string{r.system, "-", "", "", "", "", "", r.failed}
 	}
-	number := func(v float64) string { return fmt.Sprintf("%.4g", v) }
-	ratio, limit, held := "", "", ""
-	value := r.median()
-	ref := s.reference(r.metric)
-	if ref != nil {
-		ratio = fmt.Sprintf("%.2f", value/ref.median())
+	ratio := ""
+	if ref := s.reference(r.metric); ref != nil {
+		ratio = fmt.Sprintf("%.2f", r.median()/ref.median())
 	}
-	switch {
-	case r.most == 0 || r.ratio && ref == nil:
-		return []string{r.system, number(value), r.unit, number(slices.Min(r.values)), number(slices.Max(r.values)), ratio, "", ""}
-	case r.ratio:
+	limit, held := s.verdict(r)
+	if r.failed != "" {
+		held = strings.TrimSpace(held + " (not always: " + r.failed + ")")
+	}
+	return []string{
+		r.system, number(r.median()), r.unit, number(slices.Min(r.values)), number(slices.Max(r.values)), ratio, limit, held,
+	}
+}
+
+// verdict returns a row's limit, and whether its median holds it.
+func (s *samples) verdict(r *row) (limit, held string) {
+	value, ref := r.median(), s.reference(r.metric)
+	if r.most == 0 || r.ratio && ref == nil {
+		return "", ""
+	}
+	limit = number(r.most) + " " + r.unit
+	if r.ratio {
 		limit = "ratio " + number(r.most)
 		value /= ref.median()
-	default:
-		limit = number(r.most) + " " + r.unit
 	}
-	held = "held"
 	if value > r.most {
-		held = "missed"
+		return limit, "missed"
 	}
-	return []string{r.system, number(r.median()), r.unit, number(slices.Min(r.values)), number(slices.Max(r.values)), ratio, limit, held}
+	return limit, "held"
 }
+
+func number(v float64) string { return fmt.Sprintf("%.4g", v) }

@@ -29,11 +29,20 @@ func (s *samples) table() [][]string {
 
 // print writes the table for a terminal.
 func (s *samples) print(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var text strings.Builder
+	t := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	for _, line := range append([][]string{heading()}, s.table()...) {
-		fmt.Fprintln(t, strings.TrimRight(strings.Join(line, "\t"), "\t"))
+		fmt.Fprintln(t, strings.Join(line, "\t"))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for line := range strings.Lines(text.String()) {
+		if _, err := fmt.Fprintln(w, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // markdown writes the table for a README.

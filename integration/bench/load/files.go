@@ -95,9 +95,19 @@ func sequential(path string, job, jobs int) error {
 
 const page = 4 << 10
 
+// openPages opens a file and returns its size in whole pages, of which it has
+// at least one.
+func openPages(path string) (*os.File, int64, error) {
+	f, size, err := open(path)
+	if err == nil && size < page {
+		err = errors.Join(fmt.Errorf("%s has %d bytes, which is no whole page", path, size), f.Close())
+	}
+	return f, size / page, err
+}
+
 // random reads n pages of the file from anywhere, the same for every file.
 func random(path string, seed uint64, n int) error {
-	f, size, err := open(path)
+	f, pages, err := openPages(path)
 	if err != nil {
 		return err
 	}
@@ -105,7 +115,7 @@ func random(path string, seed uint64, n int) error {
 	buf := make([]byte, page)
 	where := rand.New(rand.NewPCG(seed, 5))
 	for range n {
-		if _, err := f.ReadAt(buf, where.Int64N(size/page)*page); err != nil {
+		if _, err := f.ReadAt(buf, where.Int64N(pages)*page); err != nil {
 			return err
 		}
 	}
@@ -114,19 +124,19 @@ func random(path string, seed uint64, n int) error {
 
 // mapped touches n pages of the mapped file, anywhere.
 func mapped(path string, seed uint64, n int) error {
-	f, size, err := open(path)
+	f, pages, err := openPages(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	data, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	data, err := unix.Mmap(int(f.Fd()), 0, int(pages*page), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("map %s: %w", path, err)
 	}
 	where := rand.New(rand.NewPCG(seed, 6))
 	var sum byte
 	for range n {
-		sum += data[where.Int64N(size/page)*page]
+		sum += data[where.Int64N(pages)*page]
 	}
 	runtime.KeepAlive(sum) // so that the compiler does not leave the reads out
 	return unix.Munmap(data)

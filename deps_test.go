@@ -34,6 +34,7 @@ const owners = `
 	github.com/containerd/:                  snapshotter shim transfer/service cmd integration
 	github.com/klauspost/compress:           content
 	github.com/urfave/cli:                   cmd
+	github.com/prometheus/:                  cmd/peeld
 `
 
 // table parses lines of "key: value value".

@@ -15,7 +15,7 @@ import (
 func (l *Layer) completed() {
 	l.wg.Go(func() {
 		if err := l.Verify(l.ctx); err != nil && l.ctx.Err() == nil {
-			l.store.log.Error("a complete layer is not verified", "layer", l.id.Blob, "error", err)
+			l.log().Error("a complete layer is not verified", "error", err)
 		}
 	})
 }
@@ -49,7 +49,7 @@ func (l *Layer) Verify(ctx context.Context) error {
 		return fmt.Errorf("verify layer %s: %w", l.id.Blob, err)
 	}
 	l.verified = true
-	l.store.log.Info("layer complete and verified", "layer", l.id.Blob, "bytes", l.Size(), "took", time.Since(start).Round(time.Millisecond))
+	l.log().Info("layer complete and verified", "bytes", l.Size(), "took", time.Since(start).Round(time.Millisecond))
 	if err := l.store.meta.setVerified(l.id.Blob); !l.store.full.noted(err) {
 		return err
 	}
@@ -59,7 +59,7 @@ func (l *Layer) Verify(ctx context.Context) error {
 // reject drops a layer that is not what the image says, so that it is fetched
 // anew, with another index, when it is opened next. Until then reads fail.
 func (l *Layer) reject(cause error) {
-	l.store.log.Error("a layer is not what its image says: everything of it is dropped", "layer", l.id.Blob, "error", cause)
+	l.log().Error("a layer is not what its image says: everything of it is dropped", "error", cause)
 	l.mu.Lock()
 	l.bad = fmt.Errorf("layer %s was dropped, mount the image anew: %w", l.id.Blob, cause)
 	l.mu.Unlock()
@@ -67,19 +67,19 @@ func (l *Layer) reject(cause error) {
 	l.present.spans.clear()
 	err := errors.Join(l.store.meta.forgetLayer(l.id.Blob), os.RemoveAll(l.dir))
 	if err != nil {
-		l.store.log.Error("cannot drop a layer", "layer", l.id.Blob, "error", err)
+		l.log().Error("cannot drop a layer", "error", err)
 	}
 }
 
 // fetchWhole fills a layer that has no spans: its blob is read once, and its
 // data counts when all of it has been checked.
-func (l *Layer) fetchWhole(src Blob) error {
-	body, _, err := src.Open(l.ctx, 0, l.id.Size)
+func (l *Layer) fetchWhole(ctx context.Context, src Blob) error {
+	body, _, err := src.Open(ctx, 0, l.id.Size)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	_, err = format.Build(l.ctx, l.id, body, format.Options{Flat: l.flat})
+	_, err = format.Build(ctx, l.id, body, format.Options{Flat: l.flat})
 	if l.store.full.noted(err); err != nil {
 		return asFull(err)
 	}

@@ -49,7 +49,7 @@ func (l *Layer) finish(f file) {
 	for i := lo; i < hi; i++ {
 		if !l.present.spans.has(i) && len(l.missingOf(i)) == 0 {
 			l.mu.Lock()
-			l.startRuns(i, i+1, l.fetch) // which holds the span's lock, and fetches nothing
+			l.startRuns(i, i+1, l.fetchNow) // which holds the span's lock, and fetches nothing
 			l.mu.Unlock()
 		}
 	}
@@ -63,7 +63,7 @@ func (l *Layer) finishAll() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.startRuns(0, len(l.spans), l.fetch)
+	l.startRuns(0, len(l.spans), l.fetchNow)
 }
 
 // fill makes a span present if other layers have all files of it that are

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/peelfs/peel/content/format"
 )
@@ -117,14 +118,14 @@ func (l *Layer) claim(off, n int64) ([]*flight, error) {
 		return nil, errNoSource
 	}
 	if len(l.spans) == 0 || l.store.full.now.Load() {
-		return wanted(l.startRuns(lo, hi, l.fetch), lo, hi), nil
+		return wanted(l.startRuns(lo, hi, l.fetchNow), lo, hi), nil
 	}
 	first, end := l.around(off, n, lo, hi)
 	begin := lo
 	if lo-first <= maxGap {
 		begin = first // that little is no reason for a request of its own
 	}
-	flights := wanted(l.startRuns(begin, end, l.fetch), lo, hi)
+	flights := wanted(l.startRuns(begin, end, l.fetchNow), lo, hi)
 	l.startRuns(first, begin, l.fetchAhead)
 	if ahead := l.streams.ahead(lo, end); ahead > 0 {
 		l.startRuns(end, min(end+ahead, len(l.spans)), l.fetchAhead)
@@ -238,15 +239,20 @@ func (l *Layer) startRuns(lo, hi int, fetch func(t *trip, first, end int)) (flig
 
 func newTrip() *trip { return &trip{wanted: make(chan struct{})} }
 
+// fetchNow is fetch for spans that a read waits for.
+func (l *Layer) fetchNow(_ *trip, first, end int) { l.fetch(because(l.ctx, Demand), first, end) }
+
 // fetchAhead is fetch for spans that nobody waits for yet. It lets reads that
 // do wait go first, whatever layer they are of, until one waits for these.
 func (l *Layer) fetchAhead(t *trip, first, end int) {
+	cause := ReadAhead
 	select {
 	case <-l.store.demand.idle():
 	case <-t.wanted:
+		cause = Demand
 	case <-l.ctx.Done():
 	}
-	l.fetch(t, first, end)
+	l.fetch(because(l.ctx, cause), first, end)
 }
 
 // land ends the flight of a span.
@@ -264,7 +270,7 @@ func (l *Layer) land(i int, err error) {
 // fetch fetches the spans [lo, hi), which this process has claimed, and lands
 // them one by one. Other processes are kept from fetching them meanwhile, and
 // what they have fetched is not fetched again.
-func (l *Layer) fetch(_ *trip, lo, hi int) {
+func (l *Layer) fetch(ctx context.Context, lo, hi int) {
 	unlock, err := l.lockSpans(lo, hi)
 	if err == nil {
 		defer unlock()
@@ -278,7 +284,7 @@ func (l *Layer) fetch(_ *trip, lo, hi int) {
 			for end < hi && !l.present.spans.has(end) && !l.fill(end) {
 				end++
 			}
-			lo, err = l.fetchRun(i, end)
+			lo, err = l.fetchRun(ctx, i, end)
 			i = lo
 		}
 	}
@@ -315,40 +321,42 @@ func (l *Layer) lockSpans(lo, hi int) (func(), error) {
 // fetchRun fetches the spans [lo, hi), all of which are missing, in one
 // request; in a second one what did not have the digest that the index gives.
 // It returns the first span that has not landed.
-func (l *Layer) fetchRun(lo, hi int) (int, error) {
+func (l *Layer) fetchRun(ctx context.Context, lo, hi int) (next int, err error) {
 	l.mu.Lock()
 	src := l.src
 	l.mu.Unlock()
 	if src == nil {
 		return lo, errNoSource
 	}
+	began, corrupt := time.Now(), 0
+	defer func() { l.store.ended(ctx, l.id.Blob, began, min(next-lo, len(l.spans)), corrupt, err) }()
 	if len(l.spans) == 0 {
-		err := l.fetchWhole(src)
-		if err == nil {
-			l.land(0, nil)
-			lo = hi
+		if err := l.fetchWhole(ctx, src); err != nil {
+			return lo, err
 		}
-		return lo, err
+		l.land(0, nil)
+		return hi, nil
 	}
-	l.store.log.Debug("fetch", "layer", l.id.Blob, "spans", hi-lo, "from", lo, "bytes", l.spans[hi-1].BlobOff+l.spans[hi-1].BlobLen-l.spans[lo].BlobOff)
-	next, err := l.transfer(src, lo, hi)
+	l.log().Debug("fetch", "cause", CauseOf(ctx), "spans", hi-lo, "from", lo, "bytes", l.spans[hi-1].BlobOff+l.spans[hi-1].BlobLen-l.spans[lo].BlobOff)
+	next, err = l.transfer(ctx, src, lo, hi)
 	if errors.Is(err, format.ErrCorrupt) {
+		corrupt++
 		l.stats.refetched.Add(1)
-		l.store.log.Warn("a layer's data is not what its index says; fetching it once more", "layer", l.id.Blob, "span", next, "error", err)
-		next, err = l.transfer(src, next, hi)
+		l.log().Warn("a layer's data is not what its index says; fetching it once more", "span", next, "error", err)
+		next, err = l.transfer(ctx, src, next, hi)
 	}
 	if errors.Is(err, format.ErrCorrupt) {
-		l.store.log.Error("a layer's data is not what its index says", "layer", l.id.Blob, "span", next, "error", err)
+		l.log().Error("a layer's data is not what its index says", "span", next, "error", err)
 	}
 	return next, err
 }
 
 // transfer reads the spans [lo, hi) out of one body. It returns the first span
 // that has not landed.
-func (l *Layer) transfer(src Blob, lo, hi int) (int, error) {
+func (l *Layer) transfer(ctx context.Context, src Blob, lo, hi int) (int, error) {
 	first, last := &l.spans[lo], &l.spans[hi-1]
 	off := first.BlobOff
-	body, whole, err := src.Open(l.ctx, off, last.BlobOff+last.BlobLen-off)
+	body, whole, err := src.Open(ctx, off, last.BlobOff+last.BlobLen-off)
 	if err != nil {
 		return lo, err
 	}

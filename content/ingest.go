@@ -54,7 +54,10 @@ func (s *Store) AddIndexFrom(ctx context.Context, id format.Layer, from string, 
 // and verified after it. progress, if not nil, is told how many more bytes of
 // the blob have been read. Of several processes that ingest a layer, one does.
 func (s *Store) Ingest(ctx context.Context, id format.Layer, src Blob, progress func(n int)) error {
+	ctx = because(ctx, Whole)
 	return s.make(ctx, id, func(dir string) (raw []byte, from string, err error) {
+		began := time.Now()
+		defer func() { s.ended(ctx, id.Blob, began, 0, 0, err) }()
 		flat, err := os.Create(filepath.Join(dir, "flat"))
 		if err != nil {
 			return nil, "", err

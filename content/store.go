@@ -54,6 +54,10 @@ type Options struct {
 	// SyncInterval is how often what has arrived is made to survive a power
 	// loss. Default 5 s. A killed process loses nothing in any case.
 	SyncInterval time.Duration
+
+	// Observe, if not nil, is told of every fetch when it has ended. It is
+	// called by several goroutines at once, and must not wait.
+	Observe func(Fetch)
 }
 
 // Store is a directory of layers. Several processes may have one open.
@@ -69,6 +73,7 @@ type Store struct {
 	mu     sync.Mutex
 	layers map[digest.Digest]*Layer // open ones
 
+	observe     func(Fetch)
 	tars, flats buffers // memory for one span each
 	demand      gauge   // reads that wait for a fetch
 	donors      donors
@@ -84,7 +89,7 @@ func Open(root string, o Options) (*Store, error) {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
 	}
-	s := &Store{root: root, log: o.Log, layers: map[digest.Digest]*Layer{}, tars: newBuffers(), flats: newBuffers()}
+	s := &Store{root: root, log: o.Log, observe: o.Observe, layers: map[digest.Digest]*Layer{}, tars: newBuffers(), flats: newBuffers()}
 	if s.log == nil {
 		s.log = slog.Default()
 	}

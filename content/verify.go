@@ -65,7 +65,7 @@ func (l *Layer) VerifyPresent(ctx context.Context) (Checked, error) {
 		return c, fmt.Errorf("verify layer %s: %w", l.id.Blob, err)
 	}
 	if len(bad) > 0 {
-		l.store.log.Error("a layer's data in the store was not what its index says, and was dropped", "layer", l.id.Blob, "spans", len(bad))
+		l.log().Error("a layer's data in the store was not what its index says, and was dropped", "spans", len(bad))
 	}
 	if c.Refetched, err = l.refetch(ctx, bad); err != nil {
 		return c, fmt.Errorf("repair layer %s: %w", l.id.Blob, err)
@@ -184,7 +184,7 @@ func (l *Layer) refetch(ctx context.Context, spans []int) (n int, err error) {
 		var flights []*flight
 		l.mu.Lock()
 		if l.src != nil {
-			flights = l.startRuns(i, i+1, l.fetch)
+			flights = l.startRuns(i, i+1, l.fetchAgain)
 		}
 		l.mu.Unlock()
 		if err := waitAll(ctx, flights); err != nil {
@@ -196,6 +196,9 @@ func (l *Layer) refetch(ctx context.Context, spans []int) (n int, err error) {
 	}
 	return n, nil
 }
+
+// fetchAgain is fetch for spans that were dropped.
+func (l *Layer) fetchAgain(_ *trip, first, end int) { l.fetch(because(l.ctx, Repair), first, end) }
 
 // PresentBytes returns how many of the n bytes at off of the flat blob are
 // here.

@@ -65,7 +65,7 @@ func (l *Layer) fetchPiece(ctx context.Context, lo, hi int) error {
 		bad, src := l.bad, l.src
 		var flights []*flight
 		if bad == nil && src != nil {
-			flights = l.startRuns(lo, hi, l.fetch)
+			flights = l.startRuns(lo, hi, l.fetchAll)
 		}
 		l.mu.Unlock()
 		if bad != nil {
@@ -80,3 +80,6 @@ func (l *Layer) fetchPiece(ctx context.Context, lo, hi int) error {
 	}
 	return ctx.Err()
 }
+
+// fetchAll is fetch for spans of a layer that is wanted whole.
+func (l *Layer) fetchAll(_ *trip, first, end int) { l.fetch(because(l.ctx, Whole), first, end) }

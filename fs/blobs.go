@@ -175,5 +175,7 @@ func (b *Blobs) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	if err == nil {
 		return res, fuse.OK
 	}
-	return nil, b.fail(err, func() []any { return []any{"layer", f.name, "offset", off, "bytes", len(buf)} })
+	return nil, b.fail(err, func() []any {
+		return []any{"image", b.imageOf(f), "layer", f.name, "offset", off, "bytes", len(buf)}
+	})
 }

@@ -2,7 +2,9 @@ package fs
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -240,6 +242,46 @@ func TestBlobs(t *testing.T) {
 		if _, err := os.Stat(dir + bad); err == nil {
 			t.Errorf("%s is there", bad)
 		}
+	}
+}
+
+// namedBlob says what image it is of.
+type namedBlob struct{ *testBlob }
+
+func (namedBlob) Image() string { return "registry.test/img" }
+
+// A read that waits is seen waiting, and one that fails names its blob's image.
+func TestBlobsTell(t *testing.T) {
+	needFUSE(t)
+	dir := openDir(t)
+	var text syncBuffer
+	b, err := MountBlobs(dir, Options{Image: "all", Log: slog.New(slog.NewTextHandler(&text, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Detach(); err != nil {
+			t.Error(err)
+		}
+		b.Wait()
+	})
+	blob := newBlob(t, 8192)
+	waits := make(chan int, 100)
+	blob.onFetch(func(context.Context) error {
+		waits <- len(b.Waiting())
+		return errors.New("no route to host")
+	})
+	if _, err := os.ReadFile(b.Add("one", namedBlob{blob})); !errors.Is(err, unix.EIO) {
+		t.Fatal(err)
+	}
+	if n := <-waits; n != 1 {
+		t.Errorf("%d reads wait", n)
+	}
+	if left := b.Waiting(); len(left) > 0 || b.Stats().Failed == 0 {
+		t.Errorf("after it %v wait, %+v", left, b.Stats())
+	}
+	if got := text.String(); !strings.Contains(got, "image=registry.test/img layer=one") {
+		t.Errorf("no image in %s", got)
 	}
 }
 

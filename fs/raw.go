@@ -191,7 +191,7 @@ func (r *raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 		return res, fuse.OK
 	}
 	return nil, r.fail(err, func() []any {
-		return []any{"path", r.tree.Path(id), "layer", n.layer, "offset", off, "bytes", len(buf)}
+		return []any{"image", r.image, "path", r.tree.Path(id), "layer", n.layer, "offset", off, "bytes", len(buf)}
 	})
 }
 

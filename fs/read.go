@@ -15,17 +15,19 @@ import (
 
 // reader reads from flat blobs.
 type reader struct {
+	image  string // for messages
 	waits  *waits
 	stats  *counters
 	report *report
 }
 
 func newReader(opts Options) reader {
-	return reader{&waits{limit: opts.ReadTimeout}, new(counters), &report{log: opts.Log, image: opts.Image}}
+	return reader{opts.Image, &waits{limit: opts.ReadTimeout}, new(counters), &report{log: opts.Log}}
 }
 
 type counters struct {
 	present, fetched, failed atomic.Uint64
+	waiting
 }
 
 func (c *counters) load() Stats {
@@ -46,6 +48,7 @@ func (r *reader) read(c caller, blob Blob, off int64, buf []byte) (fuse.ReadResu
 		}
 		return result(buf), nil
 	}
+	defer r.stats.wait()()
 	try := r.waits.begin(blob, off, int64(len(buf)))
 	ctx, stop := c.context(r.waits.deadline(try))
 	defer stop()
@@ -102,8 +105,7 @@ const quiet = time.Second
 
 // report tells the log of reads that failed.
 type report struct {
-	log   *slog.Logger
-	image string
+	log *slog.Logger
 
 	mu      sync.Mutex
 	last    time.Time
@@ -117,6 +119,6 @@ func (r *report) failed(err error, what func() []any) {
 		r.skipped++
 		return
 	}
-	r.log.Error("read failed", append(what(), "image", r.image, "error", err, "unreported", r.skipped)...)
+	r.log.Error("read failed", append(what(), "error", err, "unreported", r.skipped)...)
 	r.last, r.skipped = time.Now(), 0
 }

@@ -270,13 +270,13 @@ func TestReadMapped(t *testing.T) {
 // second are only counted.
 func TestReadReport(t *testing.T) {
 	var text bytes.Buffer
-	r := report{log: slog.New(slog.NewTextHandler(&text, nil)), image: "registry.test/img"}
+	r := report{log: slog.New(slog.NewTextHandler(&text, nil))}
 	cause := errors.New("503 Service Unavailable")
-	what := func() []any { return []any{"path", "/a/b", "offset", 4096} }
+	what := func() []any { return []any{"image", "registry.test/img", "path", "/a/b", "offset", 4096} }
 	for range 5 {
 		r.failed(cause, what)
 	}
-	want := `msg="read failed" path=/a/b offset=4096 image=registry.test/img error="503 Service Unavailable" unreported=0`
+	want := `msg="read failed" image=registry.test/img path=/a/b offset=4096 error="503 Service Unavailable" unreported=0`
 	if got := text.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, want) {
 		t.Errorf("got %s", got)
 	}

@@ -12,6 +12,7 @@
 // it. It does not know registries: Layers brings what it needs.
 //
 //	ROOT/metadata.db        the snapshots, as containerd's own snapshotters keep them (bbolt)
+//	ROOT/snapshots/ID/why   why a layer that was asked for remotely is unpacked (text)
 //	ROOT/snapshots/ID/fs    the directory of an ordinary snapshot, or a link to
 //	ROOT/lowers/N/fs        where the layer of a remote one is mounted
 //	ROOT/lowers/N/meta      the layer's metadata as an EROFS image

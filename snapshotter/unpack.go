@@ -26,6 +26,9 @@ func (s *Snapshotter) addUnpacked(ctx context.Context, o Origin, target, key, pa
 	if err := s.unpack(ctx, o, folder, parents); err != nil {
 		return errors.Join(err, os.RemoveAll(folder))
 	}
+	if err := os.WriteFile(filepath.Join(folder, whyFile), []byte(why), 0o600); err != nil {
+		return errors.Join(err, os.RemoveAll(folder))
+	}
 	usage, err := fs.DiskUsage(ctx, filepath.Join(folder, "fs"))
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(folder))

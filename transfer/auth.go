@@ -35,7 +35,7 @@ func (r *repo) renew(ctx context.Context, refused *http.Response, used *string) 
 	if err != nil {
 		return nil, fmt.Errorf("find credentials for %s: %w", r.name, err)
 	}
-	fresh, err := r.authorization(ctx, refused, auth, cfg)
+	fresh, err := r.authorization(charge(For(ctx, "token"), r.host, ""), refused, auth, cfg)
 	if err != nil || fresh == "" || used != nil && fresh == *used {
 		return nil, err
 	}

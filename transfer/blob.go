@@ -44,6 +44,9 @@ func (c *Client) blob(of reference, d ocispec.Descriptor) *Blob {
 	return &Blob{d: d, of: of, from: c.source(of, transport.PullScope).blob(d)}
 }
 
+// String names the image that the blob is of.
+func (b *Blob) String() string { return b.of.String() }
+
 // Open returns the n bytes at off, unverified. If the registry sends the whole
 // blob, or all of it was asked for, whole is true, and the body runs from the
 // blob's first byte to its last, whatever off and n were.
@@ -121,7 +124,7 @@ func (b *remoteBlob) get(ctx context.Context, off, end int64) (body io.ReadClose
 		}
 		// Signed addresses expire, and blob stores say so in many ways.
 		b.location.CompareAndSwap(loc, nil)
-		b.r.c.opts.Log.Debug("asking the registry for the blob's place again", "blob", b.d.Digest, "err", err)
+		b.r.c.opts.Log.Debug("asking the registry for the blob's place again", "image", b.r.name.Name(), "blob", b.d.Digest, "err", err)
 	}
 	body, whole, err = b.getFrom(ctx, b.r.url("blobs/"+b.d.Digest.String()), off, end)
 	if errors.Is(err, ErrNotFound) && len(b.d.URLs) > 0 {
@@ -329,7 +332,7 @@ func (r *blobReader) mayAskAgain(err error) error {
 	if r.failures >= opts.Attempts || time.Since(r.since) > opts.RetryTime {
 		return fmt.Errorf("gave up after %d attempts: %w", r.failures, err)
 	}
-	opts.Log.Debug("taking up a broken transfer", "blob", r.b.d.Digest, "at", r.pos, "err", err)
+	opts.Log.Debug("taking up a broken transfer", "image", r.b.r.name.Name(), "blob", r.b.d.Digest, "at", r.pos, "err", err)
 	if r.failures == 1 {
 		return nil // most often the connection was just too old
 	}

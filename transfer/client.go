@@ -190,17 +190,6 @@ func (c *Client) Close() {
 	}
 }
 
-// Stats counts what went over the wire; local files do not count.
-type Stats struct {
-	Requests int64 // HTTP requests, every attempt and redirect counted
-	BytesIn  int64 // bytes of response bodies
-}
-
-// Stats returns the counts since New.
-func (c *Client) Stats() Stats {
-	return Stats{Requests: c.wire.requests.Load(), BytesIn: c.wire.bytesIn.Load()}
-}
-
 // source returns the source that a reference leads to, for an action, which is
 // transport.PullScope or transport.PushScope.
 func (c *Client) source(at reference, action string) source {

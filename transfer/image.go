@@ -144,7 +144,7 @@ func (c *Client) config(ctx context.Context, at reference, d ocispec.Descriptor)
 	if int64(len(d.Data)) == d.Size && digest.FromBytes(d.Data) == d.Digest {
 		return d.Data, nil // embedded in the manifest
 	}
-	return c.blob(at, d).readAll(ctx)
+	return c.blob(at, d).readAll(For(ctx, "config"))
 }
 
 // ParseImage makes the Image that Resolve gave from its reference and its raw

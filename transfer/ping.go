@@ -27,6 +27,7 @@ func (c *Client) Ping(ctx context.Context, ref string) (host string, ahead time.
 	if !r.secure.Load() {
 		u.Scheme = "http"
 	}
+	ctx = charge(ctx, r.host, "ping")
 	sent := time.Now()
 	resp, err := c.retry.RoundTrip(newRequest(ctx, http.MethodGet, u))
 	if err != nil {

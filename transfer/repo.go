@@ -72,6 +72,7 @@ func newRequest(ctx context.Context, method string, u *url.URL) *http.Request {
 // do sends req and follows redirects. It returns an answer with one of the
 // wanted statuses, or an error that names the request.
 func (r *repo) do(req *http.Request, want ...int) (*http.Response, error) {
+	req = req.WithContext(charge(req.Context(), r.host, apiPart(req.URL)))
 	for range maxRedirects + 1 {
 		resp, err := r.send(req)
 		if err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync/atomic"
 	"time"
 )
 
@@ -18,14 +17,14 @@ var errStalled = errors.New("the connection stalled")
 // time, be it before the header or within the body. The time in which the
 // caller does not read is not counted.
 type wire struct {
-	next     http.RoundTripper
-	stall    time.Duration
-	requests atomic.Int64
-	bytesIn  atomic.Int64
+	next  http.RoundTripper
+	stall time.Duration
+	ledger
 }
 
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
-	w.requests.Add(1)
+	count := w.of(req.Context())
+	count.requests.Add(1)
 	ctx, cancel := context.WithCancelCause(req.Context())
 	timer := time.AfterFunc(w.stall, func() {
 		cancel(fmt.Errorf("%w: nothing came for %v", errStalled, w.stall))
@@ -43,7 +42,7 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, err
 	}
-	resp.Body = &wireBody{rc: resp.Body, wire: w, ctx: ctx, cancel: cancel, timer: timer}
+	resp.Body = &wireBody{rc: resp.Body, count: count, stall: w.stall, ctx: ctx, cancel: cancel, timer: timer}
 	return resp, nil
 }
 
@@ -59,17 +58,18 @@ func stallOr(ctx context.Context, err error) error {
 // attempt's context, whose end is the only way to interrupt a Read.
 type wireBody struct {
 	rc     io.ReadCloser
-	wire   *wire
+	count  *count
+	stall  time.Duration
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 }
 
 func (b *wireBody) Read(p []byte) (int, error) {
-	b.timer.Reset(b.wire.stall)
+	b.timer.Reset(b.stall)
 	n, err := b.rc.Read(p)
 	b.timer.Stop()
-	b.wire.bytesIn.Add(int64(n))
+	b.count.bytesIn.Add(int64(n))
 	if err != nil && err != io.EOF {
 		err = stallOr(b.ctx, err)
 	}

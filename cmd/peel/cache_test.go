@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/peelfs/peel/cmd/internal/daemon"
 	"github.com/peelfs/peel/content"
 )
 
@@ -59,7 +60,7 @@ func hold(t *testing.T, root, dir string, layer digest.Digest) (release func()) 
 		t.Fatal(err)
 	}
 	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, mountStatus{mountInfo: info, State: "serving", Layers: []content.LayerStats{l.Stats()}}, nil)
+		daemon.Reply(w, mountStatus{mountInfo: info, State: "serving", Layers: []content.LayerStats{l.Stats()}}, nil)
 	})}
 	go srv.Serve(socket)
 	return func() {

@@ -21,6 +21,10 @@ func doctorCommand() *cli.Command {
 		Name:      "doctor",
 		Usage:     "check what peel needs of this machine, and say how to get it",
 		ArgsUsage: "[IMAGE]",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "containerd-config", Usage: "look at the containerd that is started with `FILE`"},
+			stateFlag(),
+		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Len() > 1 {
 				_, err := args(c, "[IMAGE]")
@@ -51,6 +55,11 @@ func doctor(c *cli.Context, ref string) error {
 		return err
 	}
 	findings = append(findings, drivers...)
+	found, err := containerdFindings(c)
+	if err != nil {
+		return err
+	}
+	findings = append(findings, found...)
 	if ref != "" {
 		found, err := registryFindings(c, ref)
 		if err != nil {

@@ -60,7 +60,7 @@ func newApp() *cli.App {
 			&cli.StringFlag{Name: "log-level", Usage: "log what is at least this `LEVEL`: debug, info, warn, error", Value: "warn"},
 		},
 		Commands: []*cli.Command{
-			mountCommand(), umountCommand(), statusCommand(), indexCommand(), doctorCommand(),
+			mountCommand(), umountCommand(), statusCommand(), explainCommand(), indexCommand(), doctorCommand(),
 			lsCommand(), catCommand(), statCommand(), duCommand(), diffCommand(), cacheCommand(),
 			completionCommand(), completeCommand(), manCommand(),
 		},

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/peelfs/peel/cmd/internal/daemon"
 	"golang.org/x/sys/unix"
 )
 
@@ -64,8 +65,8 @@ func TestWrongArguments(t *testing.T) {
 
 func TestStatusOfNothing(t *testing.T) {
 	out, err := run(t, "--root", t.TempDir(), "status", "--json")
-	var all []mountStatus
-	if err != nil || json.Unmarshal([]byte(out), &all) != nil || all == nil || len(all) != 0 {
+	var all allStatus
+	if err != nil || json.Unmarshal([]byte(out), &all) != nil || all.Mounts == nil || len(all.Mounts) != 0 {
 		t.Errorf("%q, %v", out, err)
 	}
 }
@@ -187,10 +188,10 @@ func TestSocketOfLongRoot(t *testing.T) {
 	}
 	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/bad" {
-			reply(w, nil, unix.EBUSY)
+			daemon.Reply(w, nil, unix.EBUSY)
 			return
 		}
-		reply(w, mountInfo{Image: "x"}, nil)
+		daemon.Reply(w, mountInfo{Image: "x"}, nil)
 	})}
 	go srv.Serve(l)
 	defer srv.Close()

@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/peelfs/peel/cmd/internal/daemon"
 	"github.com/peelfs/peel/cmd/internal/image"
 	"github.com/peelfs/peel/content"
 	peelfs "github.com/peelfs/peel/fs"
@@ -56,7 +57,7 @@ func (a *answering) start() (stop func(), err error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { reply(w, a.status(), nil) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { daemon.Reply(w, a.status(), nil) })
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan struct{})
 	go func() {
@@ -71,15 +72,6 @@ func (a *answering) start() (stop func(), err error) {
 		_ = srv.Shutdown(ctx) // so that who asked for the unmount hears of it
 		<-served
 	}, nil
-}
-
-func reply(w http.ResponseWriter, v any, err error) {
-	w.Header().Set("Content-Type", "application/json")
-	if err != nil {
-		w.WriteHeader(http.StatusConflict)
-		v = map[string]string{"error": err.Error()}
-	}
-	_ = json.NewEncoder(w).Encode(v) // who asked may have gone
 }
 
 func (a *answering) status() mountStatus {
@@ -112,25 +104,41 @@ func (a *answering) status() mountStatus {
 
 func statusCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "status",
-		Usage: "show what is mounted, what of it is here, and what it cost",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
+		Name:        "status",
+		Usage:       "show what is mounted, what of it is here, and what it cost",
+		Description: "Shows this store's mounts, and the images of the daemon (peeld), if one answers.",
+		Flags:       []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}, stateFlag()},
 		Action: func(c *cli.Context) error {
 			if _, err := args(c); err != nil {
 				return err
 			}
-			all, err := statuses(c)
+			mounts, err := statuses(c)
+			if err != nil {
+				return err
+			}
+			served, err := askDaemon(c)
 			if err != nil {
 				return err
 			}
 			if c.Bool("json") {
 				enc := json.NewEncoder(c.App.Writer)
 				enc.SetIndent("", "  ")
-				return enc.Encode(all)
+				return enc.Encode(allStatus{mounts, served})
 			}
-			return printStatuses(c, all)
+			if len(mounts) > 0 || served == nil {
+				if err := printStatuses(c, mounts); err != nil {
+					return err
+				}
+			}
+			return printDaemon(c.App.Writer, served)
 		},
 	}
+}
+
+// allStatus is what peel status --json prints.
+type allStatus struct {
+	Mounts []mountStatus  `json:"mounts"`
+	Daemon *daemon.Status `json:"daemon,omitempty"`
 }
 
 func statuses(c *cli.Context) ([]mountStatus, error) {

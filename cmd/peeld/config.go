@@ -8,8 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -89,7 +91,7 @@ func decode(raw []byte, c *config) error {
 	switch {
 	case errors.As(err, &unknown):
 		row, _ := unknown.Errors[0].Position()
-		return fmt.Errorf("line %d: there is no key %q; peeld config default lists them", row, unknown.Errors[0].Key())
+		return fmt.Errorf("line %d: there is no key %q; peeld config default lists them", row, strings.Join(unknown.Errors[0].Key(), "."))
 	case errors.As(err, &wrong):
 		row, _ := wrong.Position()
 		return fmt.Errorf("line %d: %w", row, err)
@@ -108,6 +110,14 @@ func (c config) check() error {
 	case indexMake, indexPush, indexEager:
 	default:
 		return fmt.Errorf("index %q: want %s, %s or %s", c.Index, indexMake, indexPush, indexEager)
+	}
+	if c.Metrics != "" {
+		if _, _, err := net.SplitHostPort(c.Metrics); err != nil {
+			return fmt.Errorf("metrics %q: want HOST:PORT, or nothing: %w", c.Metrics, err)
+		}
+	}
+	if c.SmallLayer < 0 {
+		return fmt.Errorf("small_layer %d: want a number of bytes", c.SmallLayer)
 	}
 	if c.ReadTimeout.Duration <= 0 {
 		return fmt.Errorf("read_timeout %v: want more than 0", c.ReadTimeout.Duration)

@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sync"
+	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
@@ -25,7 +26,7 @@ import (
 const gcPercent = 40
 
 // serve runs the daemon until the context ends.
-func serve(ctx context.Context, cfg config) (err error) {
+func serve(ctx context.Context, cfg config) error {
 	debug.SetGCPercent(gcPercent)
 	if os.Geteuid() != 0 {
 		return errors.New("mounting layers needs root")
@@ -39,24 +40,30 @@ func serve(ctx context.Context, cfg config) (err error) {
 			return err
 		}
 	}
-	lock, err := lockRoot(cfg.Root)
+	unlock, err := lockDirs(cfg.Root, cfg.State)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer unlock()
+	return run(ctx, cfg, log)
+}
+
+// run is serve in folders that are this daemon's.
+func run(ctx context.Context, cfg config, log *slog.Logger) (err error) {
+	counts := newMetrics()
 	client, err := transfer.New(transfer.Options{Platform: cfg.Platform, PlainHTTP: cfg.PlainHTTP, CAFile: cfg.CAFile, Log: log, ReferrersAhead: true})
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	store, err := content.Open(filepath.Join(cfg.Root, "content"), content.Options{Log: log})
+	store, err := content.Open(filepath.Join(cfg.Root, "content"), content.Options{Log: log, Observe: counts.fetched})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	pulling, endPulls := context.WithCancel(context.WithoutCancel(ctx))
-	from := newLayers(pulling, &image.Puller{Store: store, Client: client, Platform: cfg.Platform, Log: log},
-		policy{index: cfg.Index, small: cfg.SmallLayer})
+	puller := &image.Puller{Store: store, Client: client, Platform: cfg.Platform, Log: log}
+	from := newLayers(pulling, puller, policy{index: cfg.Index, small: cfg.SmallLayer})
 	defer from.wait()
 	defer endPulls()
 	sn, err := snapshotter.New(from, snapshotter.Options{Root: cfg.Root, State: cfg.State, Log: log, ReadTimeout: cfg.ReadTimeout.Duration})
@@ -64,21 +71,31 @@ func serve(ctx context.Context, cfg config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, sn.Close()) }()
-	server := grpc.NewServer()
-	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
+	counts.starts.waiting = func() bool { _, waits := sn.Reads(); return len(waits) > 0 }
+	report := &reporter{cfg: cfg, started: time.Now().UTC(), puller: puller, snapshotter: sn, metrics: counts}
+	stopReport, err := report.serve()
+	if err != nil {
+		return err
+	}
+	defer stopReport()
+	server := grpc.NewServer(grpc.WaitForHandlers(true))
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(watched{sn, counts.starts}))
 	listener, err := listen(cfg.Address)
 	if err != nil {
 		return err
 	}
 	log.Info("peeld is ready", "address", cfg.Address, "root", cfg.Root)
-	return serveUntil(ctx, server, listener)
+	return serveUntil(ctx, log, server, listener)
 }
 
-// serveUntil serves until the context ends, and lets calls in progress end.
-func serveUntil(ctx context.Context, server *grpc.Server, l net.Listener) error {
-	var stopping sync.WaitGroup
-	stop := context.AfterFunc(ctx, func() { notify("STOPPING=1"); server.Stop() })
-	defer stopping.Wait()
+// serveUntil serves until the context ends, which also ends calls in progress.
+func serveUntil(ctx context.Context, log *slog.Logger, server *grpc.Server, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() {
+		if err := notify("STOPPING=1"); err != nil {
+			log.Warn("systemd does not hear that peeld is ending", "error", err)
+		}
+		server.Stop()
+	})
 	defer stop()
 	if err := notify("READY=1"); err != nil {
 		return err
@@ -89,16 +106,32 @@ func serveUntil(ctx context.Context, server *grpc.Server, l net.Listener) error 
 	return nil
 }
 
-// lockRoot makes the root this daemon's. The lock goes with the process.
-func lockRoot(root string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+// lockDirs makes the root and the state folder this daemon's, until unlock, or
+// the end of the process.
+func lockDirs(root, state string) (unlock func(), err error) {
+	first, err := lockDir(root)
+	if err != nil {
+		return nil, err
+	}
+	if filepath.Clean(root) == filepath.Clean(state) {
+		return func() { first.Close() }, nil
+	}
+	second, err := lockDir(state)
+	if err != nil {
+		return nil, errors.Join(err, first.Close())
+	}
+	return func() { first.Close(); second.Close() }, nil
+}
+
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another peeld runs with root %s; give this one --root and --state of its own", root)
+			return nil, fmt.Errorf("another peeld keeps what it has in %s; give this one --root and --state of its own", dir)
 		}
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}

@@ -16,7 +16,7 @@ import (
 // openTar returns a layer as an uncompressed tar, as it comes over the wire.
 // Its end is an error if the layer is not what the image says.
 func openTar(ctx context.Context, c *transfer.Client, img *transfer.Image, l transfer.Layer) (io.ReadCloser, error) {
-	body, _, err := c.Blob(img, l.Descriptor).Open(ctx, 0, l.Size)
+	body, _, err := c.Blob(img, l.Descriptor).Open(transfer.For(ctx, "unpack"), 0, l.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -23,8 +23,8 @@ import (
 	"github.com/peelfs/peel/integration/registry"
 )
 
-// rig is what all tests share.
-var rig struct {
+// shared is what all tests share.
+var shared struct {
 	peel     string // the program
 	registry *registry.Registry
 
@@ -48,14 +48,14 @@ func run(m *testing.M) (status int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	rig.pushed = map[string]bool{}
-	if rig.peel, err = parts.Peel(ctx); err != nil {
+	shared.pushed = map[string]bool{}
+	if shared.peel, err = parts.Peel(ctx); err != nil {
 		return 1, err
 	}
-	if rig.registry, err = registry.Start(ctx, dir, ""); err != nil {
+	if shared.registry, err = registry.Start(ctx, dir, ""); err != nil {
 		return 1, err
 	}
-	defer func() { err = errors.Join(err, rig.registry.Close()) }()
+	defer func() { err = errors.Join(err, shared.registry.Close()) }()
 	return m.Run(), nil
 }
 
@@ -85,21 +85,21 @@ func made(t *testing.T, make func(context.Context) (*images.Image, error)) *imag
 // asked for.
 func push(t *testing.T, img v1.Image, repo string, indexed bool) {
 	t.Helper()
-	rig.mu.Lock()
-	defer rig.mu.Unlock()
-	if rig.pushed[repo] {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.pushed[repo] {
 		return
 	}
-	if err := rig.registry.Push(t.Context(), img, repo); err != nil {
+	if err := shared.registry.Push(t.Context(), img, repo); err != nil {
 		t.Fatal(err)
 	}
 	if indexed {
-		peel := cli.Peel{Program: rig.peel, Root: t.TempDir()}
-		if _, err := peel.Run(t.Context(), "index", "--push", rig.registry.Addr()+"/"+repo+":latest"); err != nil {
+		peel := cli.Peel{Program: shared.peel, Root: t.TempDir()}
+		if _, err := peel.Run(t.Context(), "index", "--push", shared.registry.Addr()+"/"+repo+":latest"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	rig.pushed[repo] = true
+	shared.pushed[repo] = true
 }
 
 // node is a machine with a containerd that has nothing yet, a peeld, and a link
@@ -116,7 +116,7 @@ type node struct {
 func newNode(t *testing.T, over link.Options, config string) *node {
 	t.Helper()
 	needRoot(t)
-	l, err := link.New(rig.registry.Addr(), over)
+	l, err := link.New(shared.registry.Addr(), over)
 	if err != nil {
 		t.Fatal(err)
 	}

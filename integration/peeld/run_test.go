@@ -236,7 +236,7 @@ func TestCommit(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	image := rig.registry.Addr() + "/committed:latest"
+	image := shared.registry.Addr() + "/committed:latest"
 	if err := elsewhere.Pull(t.Context(), image); err != nil {
 		t.Fatal(err)
 	}

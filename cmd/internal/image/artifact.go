@@ -28,6 +28,7 @@ const (
 // returns the layers that it has none for. An index that cannot be used is
 // logged and does no harm.
 func (p *Puller) AddIndices(ctx context.Context, img *transfer.Image, layers []transfer.Layer) ([]transfer.Layer, error) {
+	ctx = transfer.For(ctx, "index")
 	referrers, err := p.Client.Referrers(ctx, img, ArtifactType)
 	if err != nil {
 		p.Log.Warn("cannot list the image's indices", "image", img.Reference, "error", err)

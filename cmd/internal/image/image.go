@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -167,7 +168,7 @@ func (p *Puller) addMissing(ctx context.Context, img *transfer.Image) error {
 // then, and indexed.
 func (p *Puller) Ingest(ctx context.Context, img *transfer.Image, l transfer.Layer) error {
 	p.Log.Info("the layer is read whole", "image", img.Reference, "layer", l.Digest, "bytes", l.Size)
-	return p.Store.Ingest(ctx, ID(l), p.Client.Blob(img, l.Descriptor), p.track("fetch", l))
+	return p.Store.Ingest(ctx, ID(l), p.blob(img, l.Descriptor), p.track("fetch", l))
 }
 
 func (p *Puller) openLayers(img *transfer.Image) (*Image, error) {
@@ -186,10 +187,22 @@ func (p *Puller) openLayers(img *transfer.Image) (*Image, error) {
 func (p *Puller) source(img *transfer.Image, l transfer.Layer) content.Source {
 	return func(blob digest.Digest, size int64) content.Blob {
 		if blob == l.Digest {
-			return p.Client.Blob(img, l.Descriptor)
+			return p.blob(img, l.Descriptor)
 		}
-		return p.Client.Blob(img, ocispec.Descriptor{MediaType: twinMediaType, Digest: blob, Size: size})
+		return p.blob(img, ocispec.Descriptor{MediaType: twinMediaType, Digest: blob, Size: size})
 	}
+}
+
+// blob returns a blob of an image, for the store.
+func (p *Puller) blob(img *transfer.Image, d ocispec.Descriptor) content.Blob {
+	return layerBlob{p.Client.Blob(img, d)}
+}
+
+// layerBlob tells the client why the store reads a blob.
+type layerBlob struct{ *transfer.Blob }
+
+func (b layerBlob) Open(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+	return b.Blob.Open(transfer.For(ctx, string(content.CauseOf(ctx))), off, n)
 }
 
 // distinct returns the layers, each once. It refuses those that peel cannot

@@ -259,7 +259,7 @@ func TestPushedIndex(t *testing.T) {
 			s := newServer(t, referrers)
 			ref := s.host + "/app:1"
 			tar1, _ := layerTar(t, 1)
-			tar2, file2 := layerTar(t, 2)
+			tar2, file2 := layerTarOf(t, 2, 20<<20) // too long to be fetched whole
 			img := s.push(t, ref, tar1, tar2)
 			first := newPuller(t, t.TempDir())
 			pushIndex(t, first, ref)

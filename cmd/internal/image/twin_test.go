@@ -42,7 +42,7 @@ func newTwinned(t *testing.T) *twinned {
 	s := newServer(t, true)
 	made.once.Do(func() {
 		tar1, file1 := layerTar(t, 1)
-		tar2, file2 := layerTarOf(t, 2, format.LongSpan+1<<20)
+		tar2, file2 := layerTarOf(t, 2, format.LongSpan+10<<20) // too long to be fetched whole
 		made.data = [2][]byte{file1, file2}
 		made.layers = [2]layer{
 			{static.NewLayer(gzipped(t, tar1), types.OCILayer), tar1},

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"encoding/json"
-	"fmt"
 	"testing"
 
 	"github.com/peelfs/peel/integration/images"
@@ -51,9 +50,9 @@ func deduped(t *testing.T, n *node) int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []struct{ DedupBytes *int64 }
-	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) != 1 || all[0].DedupBytes == nil {
-		t.Fatal(fmt.Errorf("status --json printed %s: %w", out, err))
+	var status struct{ Mounts []struct{ DedupBytes *int64 } }
+	if err := json.Unmarshal([]byte(out), &status); err != nil || len(status.Mounts) != 1 || status.Mounts[0].DedupBytes == nil {
+		t.Fatalf("status --json printed %s, %v", out, err)
 	}
-	return *all[0].DedupBytes
+	return *status.Mounts[0].DedupBytes
 }

@@ -28,10 +28,13 @@ func loadOf(t *testing.T, n *node) load {
 		if out, err = n.Run(t.Context(), "status", "--json"); err != nil {
 			t.Fatal(err)
 		}
-		var all []struct{ PID, Goroutines int }
-		if err := json.Unmarshal([]byte(out), &all); err != nil {
+		var status struct {
+			Mounts []struct{ PID, Goroutines int }
+		}
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
+		all := status.Mounts
 		if len(all) != 1 || all[0].Goroutines == 0 {
 			continue
 		}

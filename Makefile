@@ -19,13 +19,13 @@ build: ## static binaries into bin/
 
 # mount(8) looks for its helpers in /sbin alone.
 share = $(DESTDIR)$(PREFIX)/share
-installed = $(DESTDIR)$(PREFIX)/bin/peel $(DESTDIR)/sbin/mount.peel \
+installed = $(DESTDIR)$(PREFIX)/bin/peel $(DESTDIR)$(PREFIX)/bin/peeld $(DESTDIR)/sbin/mount.peel \
 	$(share)/bash-completion/completions/peel $(share)/zsh/site-functions/_peel \
 	$(share)/fish/vendor_completions.d/peel.fish $(share)/man/man8/peel.8
 
-install: build ## peel, mount.peel, completions and the manual page (PREFIX, DESTDIR)
+install: build ## peel, peeld, mount.peel, completions and the manual page (PREFIX, DESTDIR)
 	mkdir -p $(dir $(installed))
-	install -m 755 bin/peel $(DESTDIR)$(PREFIX)/bin/peel
+	install -m 755 bin/peel bin/peeld $(DESTDIR)$(PREFIX)/bin/
 	ln -sf $(PREFIX)/bin/peel $(DESTDIR)/sbin/mount.peel
 	bin/peel completion bash >$(share)/bash-completion/completions/peel
 	bin/peel completion zsh >$(share)/zsh/site-functions/_peel

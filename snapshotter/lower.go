@@ -3,6 +3,8 @@ package snapshotter
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -39,6 +41,13 @@ func writeMeta(path string, sum hash.Hash, layer *content.Layer, below []string)
 		return err
 	}
 	return w.Flush()
+}
+
+// indexSum returns the SHA-256 of a layer's index.
+func indexSum(layer *content.Layer) (string, error) {
+	sum := sha256.New()
+	_, err := layer.WriteIndex(sum)
+	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
 // acquire opens a layer, or shares it with who has it open.
@@ -91,16 +100,30 @@ func (t *lowers) mounted(ctx context.Context, id string) (dir string, remote boo
 	if err != nil {
 		return "", true, fmt.Errorf("mount layer %s of %s: %w", l.info.Layer, l.info.Image, err)
 	}
-	device, ok := layer.Whole()
-	if !ok {
-		device = t.blobs.Add(layer.String(), layer.Layer)
-	}
-	if _, err := erofs.Mount(filepath.Join(t.dir(l), "meta"), []string{device}, dir, erofs.MountOptions{}); err != nil {
+	if err := t.mount(l, layer, dir); err != nil {
 		t.giveBack(layer)
 		return "", true, fmt.Errorf("mount layer %s of %s: %w", l.info.Layer, l.info.Image, err)
 	}
 	l.layer = layer
 	return dir, true, ctx.Err()
+}
+
+// mount mounts a lower. Its metadata says where the files' data is in the flat
+// blob, so the layer must still have the index that it was made of.
+func (t *lowers) mount(l *lower, layer *opened, dir string) error {
+	of, err := indexSum(layer.Layer)
+	if err != nil {
+		return err
+	}
+	if of != l.info.Index {
+		return errors.New("the store has another index of it than when it was pulled; remove its images and pull them again")
+	}
+	device, ok := layer.Whole()
+	if !ok {
+		device = t.blobs.Add(layer.String(), layer.Layer)
+	}
+	_, err = erofs.Mount(filepath.Join(t.dir(l), "meta"), []string{device}, dir, erofs.MountOptions{})
+	return err
 }
 
 // lost says what is wrong with a snapshot that has a link to nowhere.

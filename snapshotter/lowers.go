@@ -61,8 +61,9 @@ type lower struct {
 // lowerInfo is a lower's file info.
 type lowerInfo struct {
 	Origin
-	Meta string `json:"meta"` // SHA-256 of the EROFS image
-	How  string `json:"how"`  // how the layer came into the store, in words
+	Meta  string `json:"meta"`  // SHA-256 of the EROFS image
+	Index string `json:"index"` // SHA-256 of the index that it was made of
+	How   string `json:"how"`   // how the layer came into the store, in words
 }
 
 func (i lowerInfo) same(o lowerInfo) bool { return i.Layer == o.Layer && i.Meta == o.Meta }
@@ -201,7 +202,11 @@ func (t *lowers) take(ctx context.Context, o Origin, how string, below []string)
 	if err := writeMeta(filepath.Join(tmp, "meta"), sum, layer.Layer, below); err != nil {
 		return nil, err
 	}
-	info := lowerInfo{Origin: o, Meta: hex.EncodeToString(sum.Sum(nil)), How: how}
+	of, err := indexSum(layer.Layer)
+	if err != nil {
+		return nil, err
+	}
+	info := lowerInfo{Origin: o, Meta: hex.EncodeToString(sum.Sum(nil)), Index: of, How: how}
 	raw, err := json.Marshal(info)
 	if err != nil {
 		return nil, err

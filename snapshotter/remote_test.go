@@ -2,11 +2,13 @@ package snapshotter_test
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -171,6 +173,27 @@ func TestReopen(t *testing.T) {
 	}
 	if r.pull(t, base(t)); len(r.source.brought) != asked {
 		t.Errorf("a layer that is there was brought: %v", r.source.brought)
+	}
+}
+
+// Metadata is not shown over data that another index has put elsewhere.
+func TestOtherIndex(t *testing.T) {
+	r := newRig(t)
+	l := base(t)
+	top := r.pull(t, l)
+	file := filepath.Join(r.opts.Root, "lowers", "1", "info")
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(raw, []byte(`"index":"`)) + len(`"index":"`)
+	raw[at] ^= 1
+	if err := os.WriteFile(file, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen(t)
+	if _, err := r.Prepare(t.Context(), "container", top); err == nil || !strings.Contains(err.Error(), l.Blob.String()) {
+		t.Errorf("got %v, want an error that names the layer", err)
 	}
 }
 

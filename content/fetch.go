@@ -152,7 +152,7 @@ const (
 	// maxGap is how many spans are fetched that nobody has asked for because
 	// they lie between one that is and one that is here: what is read of a
 	// layer lies close together.
-	maxGap = 2
+	maxGap = 3
 )
 
 // around returns the spans [first, end) to fetch when [lo, hi) are missing for

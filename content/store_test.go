@@ -283,7 +283,7 @@ func TestGapsAreClosed(t *testing.T) {
 	l := longLayer(t)
 	from := l.open(t, openStore(t, t.TempDir()))
 	defer from.Close()
-	for i, want := range []struct{ span, with int }{{10, 10}, {13, 11}, {7, 9}, {20, 20}, {17, 19}} {
+	for i, want := range []struct{ span, with int }{{10, 10}, {14, 11}, {6, 9}, {24, 24}, {20, 23}} {
 		l.read(t, from, l.inside(want.span), 1)
 		l.read(t, from, l.inside(want.with), 1)
 		if got := l.src.requests.Load(); got != int64(i+1) {
@@ -318,19 +318,19 @@ func TestQueuedReadAheadIsWanted(t *testing.T) {
 	l.src.ask = func(off int64) { asked <- off; <-answer }
 	done := make(chan struct{}, 4)
 	read := func(span int) { l.read(t, from, l.inside(span), 1); done <- struct{}{} }
-	for i := range 2 { // in order, so that the third will be fetched ahead
+	for i := range 3 { // in order, so that the fourth will be fetched ahead
 		go read(i)
 		<-asked
 		answer <- struct{}{}
 		<-done
 	}
-	<-asked // the third
+	<-asked // the fourth
 	answer <- struct{}{}
-	go read(3) // with two more behind it
+	go read(4) // with two more behind it
 	<-asked
-	go read(5)
-	if got := <-asked; got != l.spans[4].BlobOff {
-		t.Errorf("the request for span 5 begins at %d, want %d: it is no read-ahead", got, l.spans[4].BlobOff)
+	go read(6)
+	if got := <-asked; got != l.spans[5].BlobOff {
+		t.Errorf("the request for span 6 begins at %d, want %d: it is no read-ahead", got, l.spans[5].BlobOff)
 	}
 	close(answer)
 	<-done
@@ -514,10 +514,12 @@ func TestDemandGoesFirst(t *testing.T) {
 		done <- struct{}{}
 	}
 	done := make(chan struct{}, 10)
-	go read(l.inside(1), done)
-	<-asked
-	answer <- struct{}{}
-	<-done
+	for i := range 2 {
+		go read(l.inside(i), done)
+		<-asked
+		answer <- struct{}{}
+		<-done
+	}
 	go read(l.inside(2), done) // in order, so that span 3 will be fetched ahead
 	<-asked
 	go read(l.inside(4), done)

@@ -49,13 +49,15 @@ type streams struct {
 
 type stream struct {
 	next   int // the span after the last one that was asked for
-	ahead  int // spans to fetch beyond it
+	ahead  int // spans that are fetched beyond it
+	grow   int // spans to fetch ahead with the next read in order
 	used   int // when, by the clock
 	active bool
 }
 
-// maxAhead is how many spans are fetched ahead at most. It doubles from one
-// read to the next up to there, as the kernel's own read-ahead does.
+// maxAhead is how many spans are fetched ahead at most. From the third read in
+// order on it doubles from one to the next up to there, as the kernel's own
+// read-ahead does: two neighbours alone are most often a coincidence.
 const maxAhead = 16
 
 // ahead notes a read of the spans [lo, hi) that were missing, and returns how
@@ -71,7 +73,7 @@ func (s *streams) ahead(lo, hi int) int {
 		}
 		// A block may have bytes of the span before, which is here.
 		if t.active && lo >= t.next-1 && hi > t.next && lo <= t.next+t.ahead {
-			t.ahead = min(max(1, 2*t.ahead), maxAhead)
+			t.ahead, t.grow = t.grow, min(max(1, 2*t.grow), maxAhead)
 			t.next, t.used = hi, s.clock
 			return t.ahead
 		}

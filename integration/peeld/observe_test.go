@@ -204,7 +204,7 @@ func TestObserve(t *testing.T) {
 	address := freePort(t)
 	r := newRig(t, fmt.Sprintf("metrics = %q\nlog_level = \"debug\"\n", address), true)
 	d, ref := r.daemon, r.ref
-	if out := r.explain(t); !strings.Contains(out, "index in the registry") || !strings.Contains(out, "less than small_layer") {
+	if out := r.explain(t); !strings.Contains(out, "index attached to the image") || !strings.Contains(out, "less than small_layer") {
 		t.Errorf("before the image is here, peel explain says %s", out)
 	}
 	top := bring(ctx, t, r.sn, ref, r.img)

@@ -102,14 +102,10 @@ func (s *Snapshotter) addRemote(ctx context.Context, o Origin, target, key, pare
 	if err != nil {
 		return err
 	}
-	how, err := s.layers.Bring(ctx, o)
+	l, err := s.bring(ctx, o, parents)
 	if errors.Is(err, ErrUnpack) {
 		return s.addUnpacked(ctx, o, target, key, parent, labels, parents, err.Error())
 	}
-	if err != nil {
-		return err
-	}
-	l, err := s.lowers.take(ctx, o, how, parents)
 	if unfit := (*erofs.StandaloneError)(nil); errors.As(err, &unfit) {
 		return s.addUnpacked(ctx, o, target, key, parent, labels, parents, unfit.Error())
 	}
@@ -131,6 +127,23 @@ func (s *Snapshotter) addRemote(ctx context.Context, o Origin, target, key, pare
 	s.lowers.keep(id, l)
 	return nil
 }
+
+// bring brings a layer and takes the lower that shows it. With an image that is
+// removed at this moment the layer may go between the one and the other.
+func (s *Snapshotter) bring(ctx context.Context, o Origin, parents []string) (*lower, error) {
+	for try := 1; ; try++ {
+		how, err := s.layers.Bring(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		l, err := s.lowers.take(ctx, o, how, parents)
+		if !errors.Is(err, content.ErrNoIndex) || try == bringTries {
+			return l, err
+		}
+	}
+}
+
+const bringTries = 5
 
 // commitNew makes a committed snapshot in one transaction. Its name is that
 // which containerd will know it by, unless a snapshot of another parent has it.

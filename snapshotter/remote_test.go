@@ -197,6 +197,20 @@ func TestOtherIndex(t *testing.T) {
 	}
 }
 
+// A layer that goes with another image just when it is wanted is brought again.
+func TestLayerVanishes(t *testing.T) {
+	r := newRig(t)
+	r.source.vanish = 2
+	l := base(t)
+	root, _ := r.show(t, "container", r.pull(t, l))
+	if got, want := tree(t, filepath.Join(root, "etc")), "conf=one gone=x"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if n := r.source.brought[l.Blob]; n != 3 {
+		t.Errorf("it was brought %d times, want 3", n)
+	}
+}
+
 // Usage is what is on the disk, counted once.
 func TestUsage(t *testing.T) {
 	r := newRig(t)

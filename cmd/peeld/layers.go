@@ -249,7 +249,7 @@ func (l *layers) known(o snapshotter.Origin) (content.Image, error) {
 	}
 	known, found, err := l.puller.Store.Image(ref, l.puller.Platform)
 	if err == nil && !found {
-		err = fmt.Errorf("the store does not remember image %s", ref)
+		err = fmt.Errorf("image %s is not remembered: %w", ref, content.ErrNoIndex)
 	}
 	return known, err
 }
@@ -292,15 +292,15 @@ func (l *layers) drop(layer digest.Digest) error {
 		if err != nil {
 			return err
 		}
-		used := false
+		had, used := false, false
 		for _, x := range img.Layers {
 			has, err := l.puller.Store.HasIndex(x.Digest)
 			if err != nil {
 				return err
 			}
-			used = used || has
+			had, used = had || x.Digest == layer, used || has
 		}
-		if !used {
+		if had && !used {
 			if err := l.puller.Store.RemoveImage(known.Ref, known.Platform); err != nil {
 				return err
 			}

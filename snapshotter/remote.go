@@ -32,7 +32,7 @@ type Layers interface {
 	Bring(ctx context.Context, o Origin) (how string, err error)
 
 	// Open opens a layer that was brought, without asking anybody. Who opens
-	// it closes it.
+	// it closes it. The error wraps content.ErrNoIndex if the layer is gone.
 	Open(o Origin) (*content.Layer, error)
 
 	// Tar returns the layer's tar. Its end is an error if the layer is not

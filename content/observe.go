@@ -17,7 +17,7 @@ type Cause string
 const (
 	Demand    Cause = "demand"     // a read waits for it
 	ReadAhead Cause = "read-ahead" // nobody did when it began: reads go through the layer in order
-	Whole     Cause = "whole"      // the layer has no index, and is read from its first byte to its last
+	Whole     Cause = "whole"      // all of the layer is wanted: it has no index, or Layer.Fetch was called
 	Repair    Cause = "repair"     // what was here did not have its digest
 )
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/peelfs/peel/content/index"
@@ -178,4 +179,23 @@ func (b *Blobs) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	return nil, b.fail(err, func() []any {
 		return []any{"image", b.imageOf(f), "layer", f.name, "offset", off, "bytes", len(buf)}
 	})
+}
+
+// Waiting returns how long each read has waited that waits for data now.
+func (b *Blobs) Waiting() []time.Duration { return b.waits.waiting() }
+
+// Stats returns the counts so far, of all mounts together.
+func (b *Blobs) Stats() Stats { return b.stats.load() }
+
+// ofImage is a Blob that says what image it is of; it may not know.
+type ofImage interface{ Image() string }
+
+// imageOf names the image of a blob, for messages.
+func (b *Blobs) imageOf(f blobFile) string {
+	if o, ok := f.Blob.(ofImage); ok {
+		if image := o.Image(); image != "" {
+			return image
+		}
+	}
+	return b.image
 }

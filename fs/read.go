@@ -22,12 +22,11 @@ type reader struct {
 }
 
 func newReader(opts Options) reader {
-	return reader{opts.Image, &waits{limit: opts.ReadTimeout}, new(counters), &report{log: opts.Log}}
+	return reader{opts.Image, newWaits(opts.ReadTimeout), new(counters), &report{log: opts.Log}}
 }
 
 type counters struct {
 	present, fetched, failed atomic.Uint64
-	waiting
 }
 
 func (c *counters) load() Stats {
@@ -48,8 +47,8 @@ func (r *reader) read(c caller, blob Blob, off int64, buf []byte) (fuse.ReadResu
 		}
 		return result(buf), nil
 	}
-	defer r.stats.wait()()
 	try := r.waits.begin(blob, off, int64(len(buf)))
+	defer r.waits.end(try)
 	ctx, stop := c.context(r.waits.deadline(try))
 	defer stop()
 	got, err := blob.ReadAtContext(ctx, buf, off)

@@ -196,18 +196,4 @@ func (t *Tree) list(dir NodeID) []name {
 }
 
 // kind returns the type that is in the mode.
-func (n *inode) kind() index.Type {
-	switch n.mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return index.Dir
-	case unix.S_IFLNK:
-		return index.Symlink
-	case unix.S_IFCHR:
-		return index.Char
-	case unix.S_IFBLK:
-		return index.Block
-	case unix.S_IFIFO:
-		return index.Fifo
-	}
-	return index.Regular
-}
+func (n *inode) kind() index.Type { return index.TypeOf(n.mode) }

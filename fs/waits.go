@@ -17,7 +17,12 @@ type waits struct {
 	limit time.Duration
 
 	mu    sync.Mutex
-	tried []try // that failed less than askedAgain ago
+	now   map[*try]struct{} // that wait
+	tried []*try            // that failed less than askedAgain ago
+}
+
+func newWaits(limit time.Duration) *waits {
+	return &waits{limit: limit, now: map[*try]struct{}{}}
 }
 
 // try is a request's wait for a place in a blob.
@@ -40,12 +45,13 @@ const (
 	oneRead = 1 << 20
 )
 
-// begin begins a request for n bytes at off.
-func (w *waits) begin(blob Blob, off, n int64) try {
+// begin begins a request for n bytes at off, which waits until end.
+func (w *waits) begin(blob Blob, off, n int64) *try {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
-	t := try{blob: blob, off: off, end: off + n, began: now, asked: now}
+	t := &try{blob: blob, off: off, end: off + n, began: now, asked: now}
+	w.now[t] = struct{}{}
 	w.forget(now)
 	for _, failed := range w.tried {
 		if failed.near(t) && failed.began.Before(t.began) {
@@ -55,12 +61,29 @@ func (w *waits) begin(blob Blob, off, n int64) try {
 	return t
 }
 
+// end ends the wait of a request.
+func (w *waits) end(t *try) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.now, t)
+}
+
+// waiting returns how long each request has waited that waits now.
+func (w *waits) waiting() (all []time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for t := range w.now {
+		all = append(all, time.Since(t.asked))
+	}
+	return all
+}
+
 // deadline is when the time of the read is up that t is for.
-func (w *waits) deadline(t try) time.Time { return t.began.Add(w.limit) }
+func (w *waits) deadline(t *try) time.Time { return t.began.Add(w.limit) }
 
 // failed notes that a request got nothing. One that had no time to begin with
 // does not count, or who tries again and again would never have any.
-func (w *waits) failed(t try) {
+func (w *waits) failed(t *try) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	t.ended = time.Now()
@@ -71,9 +94,9 @@ func (w *waits) failed(t try) {
 }
 
 func (w *waits) forget(now time.Time) {
-	w.tried = slices.DeleteFunc(w.tried, func(t try) bool { return now.Sub(t.ended) > askedAgain })
+	w.tried = slices.DeleteFunc(w.tried, func(t *try) bool { return now.Sub(t.ended) > askedAgain })
 }
 
-func (t try) near(o try) bool {
+func (t *try) near(o *try) bool {
 	return t.blob == o.blob && t.off < o.end+oneRead && o.off < t.end+oneRead
 }

@@ -98,7 +98,7 @@ func TestTimeoutIsOfAPlace(t *testing.T) {
 // time now and then.
 func TestWaitsDoNotRunOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &waits{limit: 10 * time.Second}
+		w := newWaits(10 * time.Second)
 		blob, pause := zeroBlob{}, time.Millisecond
 		var spent, fresh time.Time // since when there is no time left; when there was all
 		for range 100_000 {
@@ -127,7 +127,7 @@ func TestWaitsDoNotRunOut(t *testing.T) {
 
 func TestWaitsOfOneRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &waits{limit: 10 * time.Second}
+		w := newWaits(10 * time.Second)
 		one, two := &testBlob{}, &testBlob{}
 		first := w.begin(one, 8<<20, 128<<10)
 		time.Sleep(time.Second)

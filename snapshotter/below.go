@@ -91,30 +91,13 @@ func lookAt(root int, name string) (*index.Entry, error) {
 		return nil, nil // a whiteout, where one layer alone is below
 	}
 	e := &index.Entry{
-		Name: name, Type: fileType(st.Mode), Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid,
+		Name: name, Type: index.TypeOf(st.Mode), Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid,
 		Sec: st.Mtim.Sec, Nsec: uint32(st.Mtim.Nsec),
 	}
 	if e.Type == index.Dir {
 		e.Xattrs, err = xattrs(fd)
 	}
 	return e, err
-}
-
-// fileType returns the type of a file's mode.
-func fileType(mode uint32) index.Type {
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return index.Dir
-	case unix.S_IFLNK:
-		return index.Symlink
-	case unix.S_IFCHR:
-		return index.Char
-	case unix.S_IFBLK:
-		return index.Block
-	case unix.S_IFIFO:
-		return index.Fifo
-	}
-	return index.Regular
 }
 
 // xattrs returns the extended attributes of a file, sorted by name.

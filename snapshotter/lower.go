@@ -142,11 +142,18 @@ func (t *lowers) unmount(l *lower) error {
 	if l.layer == nil {
 		return nil
 	}
-	dir := filepath.Join(t.dir(l), "fs")
-	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %s: %w", dir, err)
+	if err := detach(filepath.Join(t.dir(l), "fs")); err != nil {
+		return err
 	}
 	t.giveBack(l.layer)
 	l.layer = nil
+	return nil
+}
+
+// detach takes what is mounted on a folder out of sight, if anything is.
+func detach(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("detach %s: %w", dir, err)
+	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -19,7 +18,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/peelfs/peel/content"
 	"github.com/peelfs/peel/fs"
-	"golang.org/x/sys/unix"
 )
 
 // lowers are the layers that are shown without being unpacked, each mounted
@@ -84,8 +82,8 @@ func openLowers(layers Layers, o Options) (*lowers, error) {
 		return nil, err
 	}
 	dir := filepath.Join(o.State, "blobs")
-	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-		return nil, fmt.Errorf("detach what a daemon has left on %s: %w", dir, err)
+	if err := detach(dir); err != nil { // what a daemon has left
+		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -103,8 +101,8 @@ func openLowers(layers Layers, o Options) (*lowers, error) {
 	return t, nil
 }
 
-// load reads what is on the disk. A lower that is damaged, or was never
-// finished, is removed, and its snapshots' layer brought again.
+// load reads what is on the disk. A lower that was never finished is removed,
+// and one that is damaged set aside.
 func (t *lowers) load() error {
 	entries, err := os.ReadDir(t.root)
 	if err != nil {
@@ -114,8 +112,8 @@ func (t *lowers) load() error {
 		dir := filepath.Join(t.root, e.Name())
 		// What was mounted by a process that is gone may have lost its blobs.
 		// Containers that use it keep it.
-		if err := unix.Unmount(filepath.Join(dir, "fs"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("detach %s: %w", dir, err)
+		if err := detach(filepath.Join(dir, "fs")); err != nil {
+			return err
 		}
 		n, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -187,7 +185,7 @@ func (t *lowers) settle(ctx context.Context) error {
 
 // take returns the lower that shows a layer of the store above the directories
 // below, and makes it if there is none. It is followed by untake.
-func (t *lowers) take(ctx context.Context, o Origin, how string, below []string) (*lower, error) {
+func (t *lowers) take(o Origin, how string, below []string) (*lower, error) {
 	tmp, err := os.MkdirTemp(t.root, madePrefix)
 	if err != nil {
 		return nil, err

@@ -136,7 +136,7 @@ func (s *Snapshotter) bring(ctx context.Context, o Origin, parents []string) (*l
 		if err != nil {
 			return nil, err
 		}
-		l, err := s.lowers.take(ctx, o, how, parents)
+		l, err := s.lowers.take(o, how, parents)
 		if !errors.Is(err, content.ErrNoIndex) || try == bringTries {
 			return l, err
 		}

@@ -126,6 +126,11 @@ func (c config) check() error {
 	return err
 }
 
+// whySmall says why a layer of this size in bytes is read whole.
+func (c config) whySmall(size int64) string {
+	return fmt.Sprintf("%d bytes, less than small_layer (%d)", size, c.SmallLayer)
+}
+
 // logger returns the log of the format and level that the configuration says.
 func (c config) logger(w io.Writer) (*slog.Logger, error) {
 	level, err := parseLevel(c.LogLevel)

@@ -63,7 +63,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	pulling, endPulls := context.WithCancel(context.WithoutCancel(ctx))
 	puller := &image.Puller{Store: store, Client: client, Platform: cfg.Platform, Log: log}
-	from := newLayers(pulling, puller, policy{index: cfg.Index, small: cfg.SmallLayer})
+	from := newLayers(pulling, puller, cfg)
 	defer from.wait()
 	defer endPulls()
 	sn, err := snapshotter.New(from, snapshotter.Options{Root: cfg.Root, State: cfg.State, Log: log, ReadTimeout: cfg.ReadTimeout.Duration})

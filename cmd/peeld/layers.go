@@ -23,18 +23,12 @@ import (
 type layers struct {
 	puller *image.Puller
 	log    *slog.Logger
-	policy policy
+	cfg    config
 	ended  context.Context // ends with the daemon; context of all pulls
 
 	mu    sync.Mutex
 	pulls map[string]*pull // by reference with digest
 	doing sync.WaitGroup
-}
-
-// policy says what becomes of layers that are not lazy by themselves.
-type policy struct {
-	index string // config.Index
-	small int64  // config.SmallLayer
 }
 
 // pull is an image on its way.
@@ -56,12 +50,15 @@ type brought struct {
 	err   error
 }
 
+// readWhole begins how a layer came that was read whole.
+const readWhole = "read whole: "
+
 // idleTime is how long a pull goes on that nobody waits for. containerd asks
 // for the next layer at once, or never.
 const idleTime = 10 * time.Second
 
-func newLayers(ctx context.Context, p *image.Puller, policy policy) *layers {
-	return &layers{puller: p, log: p.Log, policy: policy, ended: ctx, pulls: map[string]*pull{}}
+func newLayers(ctx context.Context, p *image.Puller, cfg config) *layers {
+	return &layers{puller: p, log: p.Log, cfg: cfg, ended: ctx, pulls: map[string]*pull{}}
 }
 
 // wait returns when all pulls have ended.
@@ -74,7 +71,7 @@ func (l *layers) Bring(ctx context.Context, o snapshotter.Origin) (how string, e
 		return "", err
 	}
 	p := l.join(ref)
-	defer l.leave(p)
+	defer l.leave(ref, p)
 	b := p.layer(o.Layer)
 	select {
 	case <-b.ready:
@@ -107,8 +104,7 @@ func (l *layers) join(ref string) *pull {
 			p.err = l.run(ctx, p, ref)
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			delete(l.pulls, ref)
-			cancel()
+			l.forget(ref, p)
 			close(p.done)
 		})
 	}
@@ -120,11 +116,25 @@ func (l *layers) join(ref string) *pull {
 }
 
 // leave ends the waiting for a pull.
-func (l *layers) leave(p *pull) {
+func (l *layers) leave(ref string, p *pull) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if p.waiting--; p.waiting == 0 {
-		p.idle = time.AfterFunc(idleTime, p.cancel)
+		p.idle = time.AfterFunc(idleTime, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if p.waiting == 0 {
+				l.forget(ref, p)
+			}
+		})
+	}
+}
+
+// forget cancels a pull, and lets nobody join it any more. l.mu is held.
+func (l *layers) forget(ref string, p *pull) {
+	p.cancel()
+	if l.pulls[ref] == p {
+		delete(l.pulls, ref)
 	}
 }
 
@@ -168,14 +178,14 @@ func (l *layers) run(ctx context.Context, p *pull, ref string) error {
 			return err
 		case from != "":
 			p.ready(layer.Digest, from, nil)
-		case layer.Size < l.policy.small:
+		case layer.Size < l.cfg.SmallLayer:
 			whole = append(whole, layer)
 		default:
 			lazy = append(lazy, layer)
 		}
 	}
 	read, err := l.fetch(ctx, p, img, lazy, whole)
-	if read && err == nil && l.policy.index == indexPush {
+	if read && err == nil && l.cfg.Index == indexPush {
 		l.doing.Go(func() { l.push(img) })
 	}
 	return err
@@ -208,7 +218,7 @@ func (l *layers) fetch(ctx context.Context, p *pull, img *transfer.Image, lazy, 
 		})
 	}
 	for _, layer := range whole {
-		ingest(layer, fmt.Sprintf("read whole: %d bytes, less than small_layer (%d)", layer.Size, l.policy.small))
+		ingest(layer, readWhole+l.cfg.whySmall(layer.Size))
 	}
 	if len(lazy) == 0 {
 		return false, nil
@@ -222,11 +232,11 @@ func (l *layers) fetch(ctx context.Context, p *pull, img *transfer.Image, lazy, 
 		case !slices.ContainsFunc(left, func(o transfer.Layer) bool { return o.Digest == layer.Digest }):
 			from, err := l.puller.Store.IndexFrom(layer.Digest)
 			p.ready(layer.Digest, from, err)
-		case l.policy.index == indexEager:
+		case l.cfg.Index == indexEager:
 			p.ready(layer.Digest, "", fmt.Errorf("%w: it has no index, and index is %q", snapshotter.ErrUnpack, indexEager))
 		default:
 			read = true
-			ingest(layer, "read whole: it had no index, in the registry or here")
+			ingest(layer, readWhole+"it had no index, in the registry or here")
 		}
 	}
 	return read, nil
@@ -260,15 +270,11 @@ func (l *layers) Tar(ctx context.Context, o snapshotter.Origin) (io.ReadCloser, 
 	if err != nil {
 		return nil, err
 	}
-	img, err := transfer.ParseImage(known.Ref, known.Manifest, known.Config)
+	img, err := image.KnownLayer(known, o.Layer)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(img.Layers, func(x transfer.Layer) bool { return x.Digest == o.Layer })
-	if i < 0 {
-		return nil, fmt.Errorf("image %s has no layer %s", known.Ref, o.Layer)
-	}
-	return openTar(ctx, l.puller.Client, img, img.Layers[i])
+	return openTar(ctx, l.puller.Client, img, img.Layers[0])
 }
 
 // Drop is that of snapshotter.Layers. Images of which nothing is left are

@@ -132,11 +132,11 @@ func (r *reporter) describe(manifest digest.Digest, l transfer.Layer, have conte
 		out.Kind, out.Why = daemon.Unpacked, strings.TrimPrefix(first.How, snapshotter.ErrUnpack.Error()+": ")
 		out.Bytes, out.Present = first.Size, first.Size
 	case have.ReadWhole():
-		why, known := strings.CutPrefix(first.How, "read whole: ")
+		why, known := strings.CutPrefix(first.How, readWhole)
 		switch {
 		case known:
 		case l.Size < r.cfg.SmallLayer: // it was here already when the snapshot was made
-			why = r.small(l.Size)
+			why = r.cfg.whySmall(l.Size)
 		default:
 			why = "it had no index when it came"
 		}
@@ -145,11 +145,6 @@ func (r *reporter) describe(manifest digest.Digest, l transfer.Layer, have conte
 		out.Kind, out.Why = daemon.Lazy, "index from "+first.How
 	}
 	return out
-}
-
-// small says why a layer of this size is read whole.
-func (r *reporter) small(size int64) string {
-	return fmt.Sprintf("%d bytes, less than small_layer (%d)", size, r.cfg.SmallLayer)
 }
 
 // explain returns one image, by the name that containerd has for it, or by its
@@ -196,7 +191,7 @@ func (r *reporter) expect(ctx context.Context, ref string) (daemon.Image, error)
 			x.Kind = daemon.Whole
 		}
 		if x.Kind != daemon.Unpacked && l.Size < r.cfg.SmallLayer && l.Format == "" { // Format: the store has it
-			x.Kind, x.Why = daemon.Whole, r.small(l.Size)
+			x.Kind, x.Why = daemon.Whole, r.cfg.whySmall(l.Size)
 		}
 		out.Bytes += x.Bytes
 		out.Layers = append(out.Layers, x)

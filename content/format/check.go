@@ -14,21 +14,16 @@ import (
 // calls checked for each of them, in order. Of the flat blob it reads only the
 // data of these spans.
 func CheckSpans(ctx context.Context, f *index.File, flat io.ReaderAt, has func(span int) bool, checked func(span int, ok bool)) error {
-	entries, err := f.Entries()
-	if err != nil {
-		return err
-	}
 	spans, err := f.Spans()
 	if err != nil {
 		return err
 	}
-	framing, err := f.Framing()
+	door := &door{flat: flat}
+	tar, err := rebuild(ctx, f, door)
 	if err != nil {
 		return err
 	}
-	defer framing.Close()
-	door := &door{flat: flat}
-	tar := &rebuilt{ctx: ctx, framing: framing, flat: door, entries: entries}
+	defer tar.framing.Close()
 	for i := range spans {
 		var out io.Writer = io.Discard
 		sum := sha256.New()

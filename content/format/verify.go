@@ -17,21 +17,18 @@ import (
 // It also takes the tar apart again and compares: an index whose entries are
 // not what its tar says does not pass.
 func Verify(ctx context.Context, f *index.File, flat io.ReaderAt) error {
-	entries, err := f.Entries()
-	if err != nil {
-		return err
-	}
 	digests, err := f.Digests()
 	if err != nil {
 		return err
 	}
-	framing, err := f.Framing()
+	again, err := rebuild(ctx, f, flat)
 	if err != nil {
 		return err
 	}
-	defer framing.Close()
+	defer again.framing.Close()
+	entries := again.entries
 	sum := sha256.New()
-	tar := io.TeeReader(&rebuilt{ctx: ctx, framing: framing, flat: flat, entries: entries}, sum)
+	tar := io.TeeReader(again, sum)
 	n, d := 0, 0
 	use := &usage{Limits: Limits{Ratio: math.MaxInt64}.withDefaults()} // the layer is here already
 	err = readTar(tar, use, io.Discard, nil, func(e *index.Entry, got *index.SHA256) error {
@@ -64,11 +61,21 @@ func Verify(ctx context.Context, f *index.File, flat io.ReaderAt) error {
 // rebuilt is a layer's tar, read from its framing and its flat blob.
 type rebuilt struct {
 	ctx     context.Context
-	framing io.Reader
+	framing io.ReadCloser
 	flat    io.ReaderAt
 	entries []index.Entry // whose data is still to come
 	extents []run         // of the first of them
 	at      int64         // in the tar
+}
+
+// rebuild begins the tar of a layer. The caller closes its framing.
+func rebuild(ctx context.Context, f *index.File, flat io.ReaderAt) (*rebuilt, error) {
+	entries, err := f.Entries()
+	if err != nil {
+		return nil, err
+	}
+	framing, err := f.Framing()
+	return &rebuilt{ctx: ctx, framing: framing, flat: flat, entries: entries}, err
 }
 
 // run is a piece of a file's data.

@@ -17,6 +17,7 @@ import (
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // BlockSize is the alignment, in bytes, of a file's data in the flat blob, and
@@ -94,6 +95,23 @@ const (
 	Block
 	Fifo
 )
+
+// TypeOf returns the type that is in the mode of a file, as stat(2) has it.
+func TypeOf(mode uint32) Type {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return Dir
+	case unix.S_IFLNK:
+		return Symlink
+	case unix.S_IFCHR:
+		return Char
+	case unix.S_IFBLK:
+		return Block
+	case unix.S_IFIFO:
+		return Fifo
+	}
+	return Regular
+}
 
 // Entry is one tar header. Whiteouts (names that start with ".wh.") are
 // entries like any other: what they mean is decided where layers meet. A name

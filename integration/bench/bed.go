@@ -78,6 +78,16 @@ func (b *bed) push(ctx context.Context, img *images.Image, indexed bool) (repo s
 	return repo, nil
 }
 
+// node makes a folder for a peel that has nothing in its store, and in it one
+// to mount on.
+func (b *bed) node(name string) (peel cli.Peel, dir, mnt string, err error) {
+	if dir, err = os.MkdirTemp(b.dir, name); err != nil {
+		return peel, "", "", err
+	}
+	mnt = filepath.Join(dir, "mnt")
+	return cli.Peel{Program: b.peel, Root: filepath.Join(dir, "peel")}, dir, mnt, os.Mkdir(mnt, 0o755)
+}
+
 // ref names the repository's image, with no link in between.
 func (b *bed) ref(repo string) string { return b.registry.Addr() + "/" + repo + ":latest" }
 

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 
-	"github.com/peelfs/peel/integration/cli"
 	"github.com/peelfs/peel/integration/images"
 )
 
@@ -25,15 +23,10 @@ func memory(ctx context.Context, b *bed) (round, func() error, error) {
 		return nil, nil, err
 	}
 	return func(ctx context.Context, s *samples) (err error) {
-		root, err := os.MkdirTemp(b.dir, "memory")
+		peel, root, mnt, err := b.node("memory")
 		if err != nil {
 			return err
 		}
-		mnt := filepath.Join(root, "mnt")
-		if err := os.Mkdir(mnt, 0o755); err != nil {
-			return err
-		}
-		peel := cli.Peel{Program: b.peel, Root: filepath.Join(root, "peel")}
 		process, err := peel.Foreground(ctx, b.ref(repo), mnt)
 		if err != nil {
 			return err

@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"time"
 
-	"github.com/peelfs/peel/integration/cli"
 	"github.com/peelfs/peel/integration/images"
 )
 
@@ -26,15 +24,10 @@ func mounting(ctx context.Context, b *bed) (round, func() error, error) {
 		return nil, nil, err
 	}
 	return func(ctx context.Context, s *samples) error {
-		dir, err := os.MkdirTemp(b.dir, "mounting")
+		peel, dir, root, err := b.node("mounting")
 		if err != nil {
 			return err
 		}
-		root := filepath.Join(dir, "mnt")
-		if err := os.Mkdir(root, 0o755); err != nil {
-			return err
-		}
-		peel := cli.Peel{Program: b.peel, Root: filepath.Join(dir, "peel")}
 		mount := func() (time.Duration, error) {
 			start := time.Now()
 			if err := peel.Mount(ctx, b.ref(repo), root); err != nil {

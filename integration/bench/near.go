@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"time"
 
-	"github.com/peelfs/peel/integration/cli"
 	"github.com/peelfs/peel/integration/images"
 	"github.com/peelfs/peel/integration/link"
 )
@@ -30,15 +28,10 @@ func near(ctx context.Context, b *bed) (round, func() error, error) {
 			return err
 		}
 		defer l.Close()
-		dir, err := os.MkdirTemp(b.dir, "near")
+		peel, dir, root, err := b.node("near")
 		if err != nil {
 			return err
 		}
-		root := filepath.Join(dir, "mnt")
-		if err := os.Mkdir(root, 0o755); err != nil {
-			return err
-		}
-		peel := cli.Peel{Program: b.peel, Root: filepath.Join(dir, "peel")}
 		if err := peel.Mount(ctx, l.Addr()+"/"+repo+":latest", root); err != nil {
 			return err
 		}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"time"
 
 	"github.com/peelfs/peel/integration/cli"
@@ -41,16 +40,11 @@ func update(ctx context.Context, b *bed) (round, func() error, error) {
 // updateFrom adds what it takes to read repo when a node has read old, if that
 // is not empty.
 func (b *bed) updateFrom(ctx context.Context, s *samples, old, repo, system string) (err error) {
-	dir, err := os.MkdirTemp(b.dir, "update")
+	peel, dir, root, err := b.node("update")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	root := filepath.Join(dir, "mnt")
-	if err := os.Mkdir(root, 0o755); err != nil {
-		return err
-	}
-	peel := cli.Peel{Program: b.peel, Root: filepath.Join(dir, "peel")}
 	if old != "" {
 		if _, err := readMounted(ctx, peel, b.ref(old), root); err != nil {
 			return err

@@ -48,8 +48,7 @@ type Reads struct {
 }
 
 // StuckAfter is how long a read waits before it counts as stuck: longer than a
-// span takes on any usable link, and shorter than the daemon lets one request
-// of the kernel wait, which is a quarter of read_timeout.
+// span takes on any usable link. A read_timeout below it leaves none to count.
 const StuckAfter = 2 * time.Second
 
 // Image is an image that the daemon knows; the answer to /explain is one.

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,9 +22,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
-	"github.com/google/go-containerregistry/pkg/crane"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/peelfs/peel/integration/cli"
 	"github.com/peelfs/peel/integration/peeld"
@@ -37,32 +34,13 @@ import (
 func observed(t *testing.T) v1.Image {
 	t.Helper()
 	random := rand.NewChaCha8([32]byte{})
-	files := map[string][]byte{}
+	var files []file
 	for i := range 8 {
 		data := make([]byte, 1<<20)
 		_, _ = random.Read(data)
-		files[fmt.Sprintf("data/%d", i)] = data
+		files = append(files, regular(fmt.Sprintf("data/%d", i), string(data)))
 	}
-	img := v1.Image(empty.Image)
-	for _, content := range []map[string][]byte{files, {"greeting": []byte("hello\n")}} {
-		layer, err := crane.Layer(content)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if img, err = mutate.AppendLayers(img, layer); err != nil {
-			t.Fatal(err)
-		}
-	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config = config.DeepCopy()
-	config.OS, config.Architecture = "linux", runtime.GOARCH
-	if img, err = mutate.ConfigFile(img, config); err != nil {
-		t.Fatal(err)
-	}
-	return img
+	return imageOf(t, mutate.Addendum{Layer: layerOf(t, files...)}, mutate.Addendum{Layer: layerOf(t, regular("greeting", "hello\n"))})
 }
 
 // bring prepares the layers of an image as containerd does, and returns the

@@ -3,7 +3,6 @@ package peeld_test
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -29,12 +28,7 @@ func connect(d *peeld.Daemon) (snapshots.Snapshotter, func() error, error) {
 // daemon, a new one for each. The name tells the suite what to expect of an
 // overlay.
 func TestSuite(t *testing.T) {
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("this needs root")
-		}
-		t.Skip("this needs root")
-	}
+	needRoot(t)
 	testsuite.SnapshotterSuite(t, "overlayfs", func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		d, err := peeld.Start(ctx, filepath.Clean(root), "")
 		if err != nil {
